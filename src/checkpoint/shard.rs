@@ -1,0 +1,123 @@
+//! One open weights file: its header at once, its data when somebody asks for them.
+//!
+//! The only `unsafe` of the module is here. The file stays open from the moment its header is read,
+//! so that the data always belong to that header, even when the name gets another file.
+
+#![allow(unsafe_code, reason = "memory maps; every block says why it is sound")]
+
+use std::fs::File;
+use std::io::{Read, Seek};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use memmap2::Mmap;
+use sha2::{Digest, Sha256};
+
+use super::error::CheckpointError;
+use super::file;
+use super::header::{Header, HeaderTensor};
+
+/// An open `.safetensors` file.
+#[derive(Debug)]
+pub(super) struct Shard {
+    /// Where it was found; may be a symlink.
+    pub(super) path: PathBuf,
+    /// Its length in bytes.
+    pub(super) length: u64,
+    /// SHA-256 of length prefix and header.
+    pub(super) header_digest: [u8; 32],
+    file: File,
+    map: OnceLock<Mmap>,
+}
+
+impl Shard {
+    /// Opens the file, reads and checks its header, and touches no data.
+    pub(super) fn open(path: PathBuf) -> Result<(Self, Vec<HeaderTensor>), CheckpointError> {
+        let (mut file, length) = file::open(&path, "a weights file")?;
+        let failed = |e| CheckpointError::io("read", &path, e);
+        let (header, bytes) = match Header::read(&mut file, length).map_err(failed)? {
+            Ok(valid) => valid,
+            Err(problem) => {
+                let mut start = Vec::new();
+                file.rewind().map_err(failed)?;
+                (&file).take(64).read_to_end(&mut start).map_err(failed)?;
+                file::refuse_lfs_pointer(&path, &start)?;
+                return Err(CheckpointError::header(&path, problem));
+            }
+        };
+        let header_digest = Sha256::digest(bytes).into();
+        let shard = Self { path, length, header_digest, file, map: OnceLock::new() };
+        Ok((shard, header.tensors))
+    }
+
+    /// The bytes of the file at `range`, mapped, not read.
+    pub(super) fn bytes(&self, range: &Range<u64>) -> Result<&[u8], CheckpointError> {
+        let map = self.map()?;
+        let in_map = usize::try_from(range.start).ok().zip(usize::try_from(range.end).ok());
+        in_map.and_then(|(start, end)| map.get(start..end)).ok_or_else(|| {
+            CheckpointError::Bug(format!("{range:?} is not inside `{}`", self.path.display()))
+        })
+    }
+
+    /// Tells the system that the bytes at `range` will not be needed again soon, so that they no
+    /// longer count as memory of this process. They stay readable.
+    #[cfg(unix)]
+    pub(super) fn release(&self, range: &Range<u64>) {
+        let Some(map) = self.map.get() else { return };
+        let in_map = usize::try_from(range.start).ok().zip(usize::try_from(range.end).ok());
+        let Some((start, end)) = in_map.filter(|&(start, end)| start < end && end <= map.len())
+        else {
+            return;
+        };
+        // SAFETY: the map is a read-only view of a file that nobody writes (see `map`), so pages that
+        // are dropped come back from the file with the same bytes; references into it stay valid.
+        let advised = unsafe {
+            map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, start, end - start)
+        };
+        // It is advice: a system that does not take it only holds the pages longer.
+        drop(advised);
+    }
+
+    /// Nothing to advise where there is no `madvise`.
+    #[cfg(not(unix))]
+    pub(super) fn release(&self, _range: &Range<u64>) {}
+
+    /// The map, made at first use.
+    fn map(&self) -> Result<&Mmap, CheckpointError> {
+        if let Some(map) = self.map.get() {
+            return Ok(map);
+        }
+        self.require_length()?;
+        // SAFETY: the file is opened for reading only, and bantam never writes to its input. Another
+        // program that changes it breaks the bytes under us, as for every program that maps files;
+        // the length, whose change would be fatal, was checked a moment ago.
+        let map = unsafe { Mmap::map(&self.file) };
+        let map = map.map_err(|e| CheckpointError::io("map", &self.path, e))?;
+        Ok(self.map.get_or_init(|| map))
+    }
+
+    /// An error where the file is no longer as long as its header says.
+    fn require_length(&self) -> Result<(), CheckpointError> {
+        let found =
+            self.file.metadata().map_err(|e| CheckpointError::io("read", &self.path, e))?.len();
+        if found != self.length {
+            return Err(CheckpointError::Changed {
+                file: self.path.clone(),
+                expected: self.length,
+                found,
+            });
+        }
+        Ok(())
+    }
+
+    /// The file's name without its folder.
+    pub(super) fn name(&self) -> String {
+        file_name(&self.path)
+    }
+}
+
+/// The last component of a path, for messages and the index.
+pub(super) fn file_name(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}

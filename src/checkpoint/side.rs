@@ -1,0 +1,114 @@
+//! The files of a checkpoint that are not weights: tokenizer, templates, licence, code.
+//!
+//! They are copied as they are. What counts as weights is decided by name, as the Hub does.
+
+use std::path::{Path, PathBuf};
+
+use super::error::CheckpointError;
+use super::reader::{CONFIG_FILE, Checkpoint, MANIFEST_FILE};
+use super::shard::file_name;
+
+/// Endings of files that hold weights, in any framework's format.
+const WEIGHT_ENDINGS: [&str; 15] = [
+    "safetensors",
+    "bin",
+    "pth",
+    "pt",
+    "ckpt",
+    "gguf",
+    "ggml",
+    "h5",
+    "msgpack",
+    "onnx",
+    "onnx_data",
+    "ot",
+    "npz",
+    "tflite",
+    "pdparams",
+];
+
+/// The one subfolder that belongs to the model itself: transformers keeps chat templates in it.
+const TEMPLATE_FOLDER: &str = "additional_chat_templates";
+
+impl Checkpoint {
+    /// Every file that is not weights, sorted: regular files of the folder, through symlinks, and
+    /// those of `additional_chat_templates/`.
+    ///
+    /// Left out are weights in any format, their indexes, `.git*`, `config.json` and `bantam.json`,
+    /// which the writer makes itself, and all other subfolders: on the Hub they hold other forms of
+    /// the weights (`original/`, `onnx/`) or caches.
+    ///
+    /// # Errors
+    /// A folder that cannot be listed, or a symlink that leads nowhere.
+    pub fn side_files(&self) -> Result<Vec<PathBuf>, CheckpointError> {
+        let mut files: Vec<PathBuf> =
+            list(self.root())?.into_iter().filter(|path| is_side_file(&file_name(path))).collect();
+        let templates = self.root().join(TEMPLATE_FOLDER);
+        if templates.is_dir() {
+            files.extend(list(&templates)?);
+        }
+        files.sort();
+        Ok(files)
+    }
+}
+
+/// The names of the files in `folder` that hold weights, in any format, sorted.
+pub(super) fn weight_files(folder: &Path) -> Result<Vec<String>, CheckpointError> {
+    let files = list(folder)?;
+    let mut names: Vec<String> =
+        files.iter().map(|path| file_name(path)).filter(|name| is_weights(name)).collect();
+    names.sort();
+    Ok(names)
+}
+
+fn is_side_file(name: &str) -> bool {
+    let made_by_writer = name == CONFIG_FILE || name == MANIFEST_FILE;
+    !(made_by_writer
+        || is_weights(name)
+        || name.ends_with(".index.json")
+        || name.starts_with(".git"))
+}
+
+fn is_weights(name: &str) -> bool {
+    let ending = Path::new(name).extension().and_then(|ending| ending.to_str());
+    ending.is_some_and(|ending| WEIGHT_ENDINGS.contains(&ending.to_ascii_lowercase().as_str()))
+}
+
+/// The regular files of a folder, through symlinks.
+fn list(folder: &Path) -> Result<Vec<PathBuf>, CheckpointError> {
+    let failed = |e| CheckpointError::io("list", folder, e);
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(failed)? {
+        let path = entry.map_err(failed)?.path();
+        let metadata = path.metadata().map_err(|e| CheckpointError::io("read", &path, e))?;
+        if metadata.is_file() {
+            files.push(path);
+        }
+    }
+    Ok(files)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_tell_what_is_copied() {
+        for name in ["tokenizer.json", "LICENSE", "chat_template.jinja", "modeling_x.py", ".hidden"]
+        {
+            assert!(is_side_file(name), "{name}");
+        }
+        for name in [
+            "model-00001-of-00002.safetensors",
+            "model.safetensors.index.json",
+            "pytorch_model.bin.index.json",
+            "consolidated.00.pth",
+            "x-Q4_K.GGUF",
+            ".gitattributes",
+            "config.json",
+            "bantam.json",
+        ] {
+            assert!(!is_side_file(name), "{name}");
+        }
+    }
+}

@@ -1,0 +1,218 @@
+//! Arguments that several verbs share, and what they resolve to.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+
+use crate::arch::SourceModel;
+use crate::checkpoint::{HubEnv, resolve};
+use crate::error::{Error, Result};
+use crate::measure::{Draw, Text, Tokenizer, Windows};
+use crate::passes::{Method, Pass, PassOptions};
+use crate::pipeline::{CalibrationText, Request};
+use crate::plan::{Rule, Target, parse_size};
+
+/// The input model.
+#[derive(Debug, Args)]
+pub(super) struct ModelArg {
+    /// Model folder, or `org/name[@revision]` in the local Hugging Face cache.
+    #[arg(value_name = "MODEL")]
+    model: String,
+}
+
+impl ModelArg {
+    pub(super) fn open(&self) -> Result<SourceModel> {
+        let environment = HubEnv::from_lookup(|key| std::env::var_os(key));
+        SourceModel::open(&resolve(&self.model, &environment)?)
+    }
+}
+
+/// How large the output may be: exactly one of these.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+pub(super) struct TargetArgs {
+    /// Bytes of all weights of the output: 5.5GiB, 800MB, 123456.
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    budget: Option<u64>,
+
+    /// The same as a fraction of the input's bytes.
+    #[arg(long, value_name = "FRACTION", value_parser = fraction)]
+    keep: Option<f64>,
+
+    /// Every linear keeps this fraction of its parameters, with no allocation.
+    #[arg(long, value_name = "FRACTION", value_parser = fraction)]
+    uniform: Option<f64>,
+
+    /// Fraction of all singular values to drop, by one threshold (welore's published rule).
+    #[arg(long, value_name = "FRACTION", value_parser = fraction)]
+    reduce: Option<f64>,
+}
+
+impl TargetArgs {
+    fn rule(&self, method: MethodName) -> Result<Rule> {
+        match (self.budget, self.keep, self.uniform, self.reduce) {
+            (Some(bytes), ..) => Ok(Rule::Target(Target::Budget(bytes))),
+            (_, Some(kept), ..) => Ok(Rule::Target(Target::Keep(kept))),
+            (_, _, Some(kept), _) => Ok(Rule::Uniform(kept)),
+            (_, _, _, Some(reduce)) if method == MethodName::Welore => Ok(Rule::Reduce(reduce)),
+            (_, _, _, Some(_)) => Err(Error::usage(
+                "--reduce thresholds singular values of the weights",
+                "add --method welore, or name a size with --keep or --budget",
+            )),
+            _ => Err(Error::usage("no size is named", "add --budget SIZE or --keep FRACTION")),
+        }
+    }
+}
+
+/// Which method, and how.
+#[derive(Debug, Args)]
+pub(super) struct MethodArgs {
+    /// Compression method.
+    #[arg(long, value_enum, default_value_t = MethodName::Lord)]
+    method: MethodName,
+
+    /// Ranks are multiples of this.
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    rank_multiple: u32,
+
+    /// No linear gets fewer than this fraction of the bytes an even split would give it.
+    #[arg(long, value_name = "FRACTION", default_value_t = 0.5, value_parser = fraction_or_zero)]
+    floor: f64,
+
+    /// Multiply factors out again and write dense tensors, which load anywhere but save nothing.
+    #[arg(long)]
+    fold: bool,
+}
+
+/// The methods as typed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum MethodName {
+    /// Principal directions of each linear's outputs (needs --text).
+    Lord,
+    /// Singular values of the weights alone.
+    Welore,
+}
+
+impl MethodName {
+    fn method(self) -> Method {
+        match self {
+            Self::Lord => Method::Lord,
+            Self::Welore => Method::Welore,
+        }
+    }
+}
+
+impl MethodArgs {
+    pub(super) fn passes(&self) -> Vec<Box<dyn Pass>> {
+        passes(&[self.method.method()], self.rank_multiple as usize)
+    }
+
+    pub(super) fn request(&self, target: &TargetArgs) -> Result<Request> {
+        Ok(Request {
+            rule: target.rule(self.method)?,
+            rank_multiple: self.rank_multiple as usize,
+            floor: self.floor,
+            fold: self.fold,
+        })
+    }
+}
+
+/// The passes for `methods`.
+pub(super) fn passes(methods: &[Method], rank_multiple: usize) -> Vec<Box<dyn Pass>> {
+    methods.iter().map(|method| method.pass(PassOptions { rank_multiple })).collect()
+}
+
+/// What the model is measured on.
+#[derive(Debug, Args)]
+pub(super) struct CalibrationArgs {
+    /// Calibration text: plain UTF-8, or .jsonl with a `text` field per line.
+    #[arg(long, value_name = "FILE", num_args = 1..)]
+    text: Vec<PathBuf>,
+
+    /// Windows of text to read.
+    #[arg(long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..))]
+    windows: u32,
+
+    /// Tokens of a window [default: 2048, or what the model takes].
+    #[arg(long, value_name = "L", value_parser = clap::value_parser!(u32).range(2..))]
+    window: Option<u32>,
+
+    /// Draw the windows at random with this seed, not from the start of the text.
+    #[arg(long, value_name = "S")]
+    seed: Option<u64>,
+}
+
+impl CalibrationArgs {
+    pub(super) fn given(&self) -> bool {
+        !self.text.is_empty()
+    }
+
+    /// Reads and tokenises the text, where there is any.
+    pub(super) fn read(&self, model: &SourceModel) -> Result<Option<CalibrationText>> {
+        if !self.given() {
+            return Ok(None);
+        }
+        let draw = self.seed.map_or(Draw::FromStart, |seed| Draw::Random { seed });
+        let length = window_length(self.window, model)?;
+        let (windows, text_sha256) =
+            windows_of_text(model, &self.text, length, Some(self.windows as usize), draw)?;
+        Ok(Some(CalibrationText { windows, text_sha256 }))
+    }
+}
+
+/// The window length asked for, or the default; refused beyond what the model was made for.
+pub(super) fn window_length(asked: Option<u32>, model: &SourceModel) -> Result<usize> {
+    let limit = model.spec.max_positions;
+    match asked.map(|length| length as usize) {
+        None => Ok(model.spec.default_window()),
+        Some(length) if length <= limit => Ok(length),
+        Some(length) => Err(Error::usage(
+            format!("a window of {length} tokens is more than the model's {limit} positions"),
+            format!("use --window {limit} or less"),
+        )),
+    }
+}
+
+/// Tokenises `files` without special tokens and cuts windows; also the hash of the files.
+pub(super) fn windows_of_text(
+    model: &SourceModel,
+    files: &[PathBuf],
+    length: usize,
+    limit: Option<usize>,
+    draw: Draw,
+) -> Result<(Windows, String)> {
+    let text = Text::read(files)?;
+    let tokens = Tokenizer::open(model.checkpoint.root())?.encode(&text.content, false)?;
+    Ok((Windows::cut(&tokens, length, limit, draw)?, text.sha256))
+}
+
+/// Report as one JSON object on stdout.
+#[derive(Debug, Args)]
+pub(super) struct ReportArgs {
+    /// Print one JSON object.
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+/// A size for clap.
+pub(super) fn size(text: &str) -> std::result::Result<u64, String> {
+    parse_size(text).map_err(|e| match e.hint() {
+        Some(hint) => format!("{e}; {hint}"),
+        None => e.to_string(),
+    })
+}
+
+/// A fraction above zero for clap.
+pub(super) fn fraction(text: &str) -> std::result::Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(value) if value > 0.0 && value <= 1.0 => Ok(value),
+        _ => Err("expected a fraction above 0 and up to 1, such as 0.6".into()),
+    }
+}
+
+fn fraction_or_zero(text: &str) -> std::result::Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(value) if (0.0..=1.0).contains(&value) => Ok(value),
+        _ => Err("expected a fraction from 0 to 1".into()),
+    }
+}

@@ -1,0 +1,222 @@
+//! `bantam compress`: measure, allocate, apply, write, verify.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use candle_core::Device;
+use serde_json::json;
+
+use super::args::{self, CalibrationArgs, MethodArgs, ModelArg, ReportArgs, TargetArgs};
+use super::console::Console;
+use super::plan::describe;
+use super::report::{exact_size, peak_rss_bytes, peak_text};
+use crate::arch::SourceModel;
+use crate::checkpoint::{ModelWriter, WriteOptions};
+use crate::error::{Error, Result};
+use crate::passes::{Needs, Pass, Repairs};
+use crate::pipeline::{CalibrationText, Context, Request, analyse, apply, draw_plan};
+use crate::plan::{Plan, Rule};
+
+/// Write a smaller model.
+///
+/// The output folder appears whole or not at all; the input is never written to.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  bantam compress ./model --keep 0.6 --text calib.txt -o smaller
+  bantam compress ./model --budget 5.5GiB --text calib.txt -o smaller --max-shard-size 2GB
+  bantam compress ./model --method welore --reduce 0.3 -o smaller
+  bantam compress ./model --uniform 0.8 --rank-multiple 1 --text calib.txt -o smaller")]
+pub(super) struct Args {
+    #[command(flatten)]
+    model: ModelArg,
+
+    #[command(flatten)]
+    target: Option<TargetArgs>,
+
+    /// Carry out this plan, drawn by `bantam plan -o`.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["TargetArgs", "method", "rank_multiple", "floor", "fold"])]
+    plan: Option<PathBuf>,
+
+    #[command(flatten)]
+    method: MethodArgs,
+
+    #[command(flatten)]
+    calibration: CalibrationArgs,
+
+    #[command(flatten)]
+    write: OutputArgs,
+
+    #[command(flatten)]
+    report: ReportArgs,
+}
+
+/// Where and how to write.
+#[derive(Debug, clap::Args)]
+struct OutputArgs {
+    /// The folder to write.
+    #[arg(short, long, value_name = "OUT")]
+    output: PathBuf,
+
+    /// Largest weight file.
+    #[arg(long, value_name = "SIZE", default_value = "5GB", value_parser = args::size)]
+    max_shard_size: u64,
+
+    /// Replace OUT if it is a model folder.
+    #[arg(long)]
+    overwrite: bool,
+}
+
+/// What a run did.
+#[derive(Debug)]
+pub(super) struct Outcome {
+    pub(super) plan: Plan,
+    pub(super) repairs: Repairs,
+    pub(super) seconds: f64,
+}
+
+pub(super) fn run(args: &Args, console: &Console) -> Result<()> {
+    let started = Instant::now();
+    let model = args.model.open()?;
+    let options = WriteOptions {
+        max_shard_size: args.write.max_shard_size,
+        overwrite: args.write.overwrite,
+        ..WriteOptions::default()
+    };
+    let (job, passes) = match (&args.plan, &args.target) {
+        (Some(file), _) => {
+            let plan = Plan::read(file, &model)?;
+            let passes = args::passes(&plan.methods, plan.rank_multiple);
+            (Job::Planned(Box::new(plan)), passes)
+        }
+        (None, Some(target)) => (Job::Asked(args.method.request(target)?), args.method.passes()),
+        (None, None) => {
+            return Err(Error::usage(
+                "no size is named",
+                "add --budget SIZE, --keep FRACTION, --uniform FRACTION or --plan FILE",
+            ));
+        }
+    };
+    let text = args.calibration.read(&model)?;
+    let context = Context { passes: &passes, device: &Device::Cpu, progress: console };
+    let mut outcome = compress(&model, job, text.as_ref(), &args.write.output, &options, context)?;
+    outcome.seconds = started.elapsed().as_secs_f64();
+    console.detail(&describe(&outcome.plan));
+    report(&outcome, args, console)
+}
+
+/// Where the choices come from.
+pub(super) enum Job {
+    /// A plan drawn before.
+    Planned(Box<Plan>),
+    /// A plan to draw.
+    Asked(Request),
+}
+
+/// The whole road. What can be refused is refused before the work starts.
+pub(super) fn compress(
+    model: &SourceModel,
+    job: Job,
+    text: Option<&CalibrationText>,
+    out: &Path,
+    options: &WriteOptions,
+    context: Context<'_>,
+) -> Result<Outcome> {
+    let started = Instant::now();
+    refuse_early(model, &job, text, out, options, context)?;
+    let analyses = analyse(model, text, context)?;
+    let plan = match job {
+        Job::Planned(plan) => *plan,
+        Job::Asked(request) => draw_plan(model, &request, Some(&analyses), text, context)?,
+    };
+    apply(model, &plan, &analyses, out, options, context)?;
+    let seconds = started.elapsed().as_secs_f64();
+    Ok(Outcome { plan, repairs: analyses.repairs(), seconds })
+}
+
+fn refuse_early(
+    model: &SourceModel,
+    job: &Job,
+    text: Option<&CalibrationText>,
+    out: &Path,
+    options: &WriteOptions,
+    context: Context<'_>,
+) -> Result<()> {
+    let measures = |pass: &&Box<dyn Pass>| pass.needs() == Needs::Moments;
+    if let (None, Some(pass)) = (text, context.passes.iter().find(measures)) {
+        return Err(Error::usage(
+            format!("method `{}` measures activations and needs calibration text", pass.method()),
+            "add --text FILE",
+        ));
+    }
+    let tensors = match job {
+        Job::Planned(plan) => {
+            same_calibration(plan, text)?;
+            plan.tensors.clone()
+        }
+        // Ranks are not known yet, but from the shapes alone it is known whether any fit.
+        Job::Asked(request) if !matches!(request.rule, Rule::Reduce(_)) => {
+            draw_plan(model, request, None, text, context)?.tensors
+        }
+        Job::Asked(_) => Vec::new(),
+    };
+    ModelWriter::create(out, &model.checkpoint, tensors, options).map(drop)?;
+    Ok(())
+}
+
+/// A plan that was measured holds for the text it was measured on.
+fn same_calibration(plan: &Plan, text: Option<&CalibrationText>) -> Result<()> {
+    match (&plan.calibration, text.map(CalibrationText::record)) {
+        (Some(planned), Some(given)) if *planned != given => Err(Error::usage(
+            format!(
+                "the plan was measured on {} windows of {} tokens (text {}), not on this text",
+                planned.windows, planned.window, planned.text_sha256
+            ),
+            "give the same --text, --windows, --window and --seed, or draw the plan again",
+        )),
+        _ => Ok(()),
+    }
+}
+
+fn report(outcome: &Outcome, args: &Args, console: &Console) -> Result<()> {
+    let (plan, peak) = (&outcome.plan, peak_rss_bytes());
+    let (before, after) = (plan.model.weight_bytes, plan.weight_bytes);
+    let budget = match plan.rule {
+        Rule::Target(target) => Some(target.bytes(before)),
+        Rule::Uniform(_) | Rule::Reduce(_) => None,
+    };
+    if args.report.json {
+        return console.json(&json!({
+            "output": args.write.output,
+            "weight_bytes_in": before,
+            "weight_bytes_out": after,
+            "budget_bytes": budget,
+            "keep": after as f64 / before as f64,
+            "rule": plan.rule,
+            "methods": plan.methods,
+            "folded": plan.fold,
+            "expected_loss": plan.units.iter().map(|u| u.offer.expected_loss).sum::<f64>(),
+            "repairs": outcome.repairs,
+            "seconds": outcome.seconds,
+            "peak_rss_bytes": peak,
+        }));
+    }
+    let mut text = format!(
+        "weights     {} -> {}, {:.1}% kept\n",
+        exact_size(before),
+        exact_size(after),
+        100.0 * after as f64 / before as f64
+    );
+    if let Some(budget) = budget.filter(|_| !plan.fold) {
+        text += &format!("budget      {budget} bytes, {} left\n", budget - after.min(budget));
+    }
+    if outcome.repairs != Repairs::default() {
+        text += &format!(
+            "repairs     {} negative eigenvalues taken as zero\n",
+            outcome.repairs.clipped_eigenvalues
+        );
+    }
+    text += &format!("time        {:.1} s\npeak memory {}\n", outcome.seconds, peak_text(peak));
+    text += &format!("wrote       {}\n", args.write.output.display());
+    console.data(&text)
+}

@@ -1,0 +1,100 @@
+//! `bantam eval`: perplexity, with its protocol, token count and standard error.
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use candle_core::Device;
+use serde_json::json;
+
+use super::args::{ModelArg, ReportArgs, window_length, windows_of_text};
+use super::console::Console;
+use super::report::{peak_rss_bytes, peak_text, perplexity_text};
+use crate::arch::SourceModel;
+use crate::error::{Error, Result};
+use crate::eval::perplexity;
+use crate::measure::{Draw, Windows};
+
+/// Measure perplexity.
+///
+/// The text is tokenised once without special tokens and cut into disjoint windows; the remainder
+/// is dropped; every position but a window's first is scored.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  bantam eval ./model --text test.txt
+  bantam eval ./model --text test.txt --window 256 --json
+  bantam eval ./model --ids tokens.safetensors")]
+pub(super) struct Args {
+    #[command(flatten)]
+    model: ModelArg,
+
+    /// Text to predict: plain UTF-8, or .jsonl with a `text` field per line.
+    #[arg(long, value_name = "FILE", num_args = 1.., required_unless_present = "ids", conflicts_with = "ids")]
+    text: Vec<PathBuf>,
+
+    /// Token windows in place of text: a safetensors file with `input_ids` i64 [windows, length].
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["window", "windows"])]
+    ids: Option<PathBuf>,
+
+    /// Tokens of a window [default: 2048, or what the model takes].
+    #[arg(long, value_name = "L", value_parser = clap::value_parser!(u32).range(2..))]
+    window: Option<u32>,
+
+    /// Score only the first N windows.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    windows: Option<u32>,
+
+    #[command(flatten)]
+    report: ReportArgs,
+}
+
+pub(super) fn run(args: &Args, console: &Console) -> Result<()> {
+    let model = args.model.open()?;
+    let (windows, text_sha256) = windows(args, &model)?;
+    let started = Instant::now();
+    let found = perplexity(&model, &windows, &Device::Cpu, console)?;
+    let seconds = started.elapsed().as_secs_f64();
+    let peak = peak_rss_bytes();
+    if args.report.json {
+        let mut value = serde_json::to_value(&found).map_err(|e| Error::Bug(e.to_string()))?;
+        value["text_sha256"] = json!(text_sha256);
+        value["windows_sha256"] = json!(windows.sha256());
+        value["seconds"] = json!(seconds);
+        value["peak_rss_bytes"] = json!(peak);
+        return console.json(&value);
+    }
+    console.data(&format!(
+        "perplexity  {}\nnll         {:.5} nats per token\ntokens      {} scored in {} windows of {} ({})\n\
+         time        {seconds:.1} s, {:.0} tokens per second\npeak memory {}\n",
+        perplexity_text(&found),
+        found.nll,
+        found.tokens,
+        found.windows,
+        found.window,
+        found.protocol,
+        found.tokens as f64 / seconds,
+        peak_text(peak),
+    ))
+}
+
+/// The token windows, and the hash of the text they come from.
+fn windows(args: &Args, model: &SourceModel) -> Result<(Windows, Option<String>)> {
+    if let Some(file) = &args.ids {
+        let windows = Windows::from_ids_file(file)?;
+        let limit = model.spec.max_positions;
+        if windows.length() > limit {
+            return Err(Error::usage(
+                format!(
+                    "windows of {} tokens exceed the model's {limit} positions",
+                    windows.length()
+                ),
+                "make shorter windows",
+            ));
+        }
+        return Ok((windows, None));
+    }
+    let length = window_length(args.window, model)?;
+    let limit = args.windows.map(|n| n as usize);
+    let (windows, sha256) = windows_of_text(model, &args.text, length, limit, Draw::FromStart)?;
+    Ok((windows, Some(sha256)))
+}

@@ -1,0 +1,107 @@
+//! `bantam generate`: run a model, the proof a person believes.
+
+use std::time::Instant;
+
+use candle_core::Device;
+
+use super::args::ModelArg;
+use super::console::Console;
+use crate::error::{Error, Result};
+use crate::measure::Tokenizer;
+use crate::model::{Sampler, Session};
+use crate::progress::Progress;
+
+/// Continue a prompt.
+///
+/// The text streams to stdout as it is made. Greedy unless --temperature is given.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  bantam generate ./model --prompt 'def main():'
+  bantam generate ./model --prompt 'import ' --temperature 0.8 --top-p 0.95 --seed 7")]
+pub(super) struct Args {
+    #[command(flatten)]
+    model: ModelArg,
+
+    /// The text to continue.
+    #[arg(long, value_name = "TEXT")]
+    prompt: String,
+
+    /// Stop after this many tokens.
+    #[arg(long, value_name = "N", default_value_t = 128)]
+    max_tokens: usize,
+
+    /// 0 takes the likeliest token; larger is more varied.
+    #[arg(long, value_name = "T", default_value_t = 0.0, value_parser = temperature)]
+    temperature: f64,
+
+    /// Choose among the likeliest tokens that hold this much probability together.
+    #[arg(long, value_name = "P", default_value_t = 1.0, value_parser = probability)]
+    top_p: f64,
+
+    /// The same seed gives the same text.
+    #[arg(long, value_name = "S", default_value_t = 0)]
+    seed: u64,
+}
+
+pub(super) fn run(args: &Args, console: &Console) -> Result<()> {
+    let model = args.model.open()?;
+    let tokenizer = Tokenizer::open(model.checkpoint.root())?;
+    let mut ids = tokenizer.encode(&args.prompt, true)?;
+    let room = model.spec.max_positions.saturating_sub(ids.len());
+    if room == 0 {
+        return Err(Error::usage(
+            format!(
+                "the prompt has {} tokens, the model takes {}",
+                ids.len(),
+                model.spec.max_positions
+            ),
+            "give a shorter prompt",
+        ));
+    }
+    let mut session = Session::new(&model, &Device::Cpu)?;
+    let mut sampler = Sampler::new(args.temperature, args.top_p, args.seed);
+    console.data(&args.prompt)?;
+    let started = Instant::now();
+    let mut made = Vec::new();
+    let mut shown = String::new();
+    for _ in 0..args.max_tokens.min(room) {
+        console.check()?;
+        let id = sampler.next(&session.feed(&ids)?)?;
+        if model.spec.eos.contains(&id) {
+            break;
+        }
+        made.push(id);
+        ids = vec![id];
+        // A token may hold part of a character: what does not decode yet waits for the next.
+        let text = tokenizer.decode(&made)?;
+        if !text.ends_with('\u{fffd}')
+            && let Some(new) = text.strip_prefix(shown.as_str())
+        {
+            console.data(new)?;
+            shown = text;
+        }
+    }
+    console.data("\n")?;
+    let seconds = started.elapsed().as_secs_f64();
+    console.note(&format!(
+        "{} tokens, {:.1} per second",
+        made.len(),
+        made.len() as f64 / seconds.max(1e-9)
+    ));
+    Ok(())
+}
+
+fn temperature(text: &str) -> std::result::Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(value) if (0.0..=100.0).contains(&value) => Ok(value),
+        _ => Err("expected a number from 0 to 100".into()),
+    }
+}
+
+fn probability(text: &str) -> std::result::Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(value) if value > 0.0 && value <= 1.0 => Ok(value),
+        _ => Err("expected a probability above 0 and up to 1".into()),
+    }
+}

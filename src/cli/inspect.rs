@@ -1,0 +1,170 @@
+//! `bantam inspect`: what a checkpoint is, from headers alone.
+
+use std::collections::BTreeMap;
+
+use serde_json::json;
+
+use super::args::{ModelArg, ReportArgs};
+use super::console::Console;
+use super::report::exact_size;
+use super::table::Table;
+use crate::arch::{MlpSpec, Role, SourceModel, Storage};
+use crate::error::Result;
+use crate::plan::format_size;
+
+/// Show family, sizes, dtypes and bytes by role.
+///
+/// Reads headers only, in milliseconds whatever the size.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  bantam inspect ./model
+  bantam inspect org/name --json")]
+pub(super) struct Args {
+    #[command(flatten)]
+    model: ModelArg,
+
+    #[command(flatten)]
+    report: ReportArgs,
+}
+
+/// Bytes of all sites with one role.
+#[derive(Debug, Default)]
+struct RoleTotals {
+    sites: usize,
+    parameters: usize,
+    bytes: u64,
+    low_rank: usize,
+    dense_parameters: usize,
+}
+
+pub(super) fn run(args: &Args, console: &Console) -> Result<()> {
+    let model = args.model.open()?;
+    let roles = by_role(&model);
+    let other: u64 = model.passthrough().iter().map(|t| t.bytes()).sum();
+    if args.report.json {
+        return console.json(&as_json(&model, &roles, other));
+    }
+    console.data(&as_text(&model, &roles, other))
+}
+
+fn by_role(model: &SourceModel) -> BTreeMap<Role, RoleTotals> {
+    let mut roles: BTreeMap<Role, RoleTotals> = BTreeMap::new();
+    for site in &model.sites {
+        let totals = roles.entry(site.role).or_default();
+        totals.sites += 1;
+        totals.parameters += site.parameters(&site.storage);
+        totals.dense_parameters += site.parameters(&Storage::Dense);
+        totals.bytes += site.bytes(&site.storage);
+        totals.low_rank += usize::from(site.storage != Storage::Dense);
+    }
+    roles
+}
+
+fn by_dtype(model: &SourceModel) -> BTreeMap<String, u64> {
+    let mut dtypes = BTreeMap::new();
+    for tensor in model.checkpoint.tensors() {
+        *dtypes.entry(format!("{:?}", tensor.dtype)).or_insert(0) += tensor.bytes();
+    }
+    dtypes
+}
+
+fn experts(model: &SourceModel) -> Option<(usize, usize)> {
+    model.spec.layers.iter().find_map(|layer| match layer.mlp {
+        MlpSpec::Experts { count, top_k, .. } => Some((count, top_k)),
+        MlpSpec::Gated { .. } => None,
+    })
+}
+
+fn parameters(model: &SourceModel) -> u64 {
+    model.checkpoint.tensors().map(|t| t.elements() as u64).sum()
+}
+
+fn as_json(
+    model: &SourceModel,
+    roles: &BTreeMap<Role, RoleTotals>,
+    other: u64,
+) -> serde_json::Value {
+    let (spec, attention) = (&model.spec, &model.spec.attention);
+    let roles: Vec<_> = roles
+        .iter()
+        .map(|(role, t)| {
+            json!({
+                "role": role, "sites": t.sites, "low_rank_sites": t.low_rank,
+                "parameters": t.parameters, "dense_parameters": t.dense_parameters, "bytes": t.bytes,
+            })
+        })
+        .collect();
+    json!({
+        "path": model.checkpoint.root(),
+        "fingerprint": model.checkpoint.fingerprint().ok(),
+        "family": spec.family.model_type,
+        "layers": spec.layers.len(),
+        "hidden": spec.hidden,
+        "heads": attention.heads,
+        "kv_heads": attention.kv_heads,
+        "head_dim": attention.head_dim,
+        "vocab": spec.vocab,
+        "max_positions": spec.max_positions,
+        "tied": spec.tied,
+        "experts": experts(model).map(|(count, _)| count),
+        "experts_per_token": experts(model).map(|(_, k)| k),
+        "weight_files": model.checkpoint.files().len(),
+        "tensors": model.checkpoint.tensors().len(),
+        "parameters": parameters(model),
+        "weight_bytes": model.checkpoint.weight_bytes(),
+        "bytes_by_dtype": by_dtype(model),
+        "roles": roles,
+        "other_bytes": other,
+    })
+}
+
+fn as_text(model: &SourceModel, roles: &BTreeMap<Role, RoleTotals>, other: u64) -> String {
+    let (spec, a) = (&model.spec, &model.spec.attention);
+    let total = model.checkpoint.weight_bytes();
+    let dtypes: Vec<String> =
+        by_dtype(model).iter().map(|(d, bytes)| format!("{d} {}", format_size(*bytes))).collect();
+    let experts = experts(model)
+        .map_or(String::new(), |(count, k)| format!(", {count} experts, {k} per token"));
+    let mut text = format!(
+        "{} · {} layers of {}{experts}\nattention   {} heads of {}, {} for keys and values\n\
+         vocabulary  {}{}, {} positions\nweights     {}, {} parameters, {} tensors in {} file(s)\ndtypes      {}\n\n",
+        spec.family.model_type,
+        spec.layers.len(),
+        spec.hidden,
+        a.heads,
+        a.head_dim,
+        a.kv_heads,
+        spec.vocab,
+        if spec.tied { " (tied)" } else { "" },
+        spec.max_positions,
+        exact_size(total),
+        parameters(model),
+        model.checkpoint.tensors().len(),
+        model.checkpoint.files().len(),
+        dtypes.join(", "),
+    );
+    let mut table = Table::new(["role", "sites", "low rank", "kept", "bytes", "share"]);
+    let share = |bytes: u64| format!("{:.1}%", 100.0 * bytes as f64 / total.max(1) as f64);
+    for (role, t) in roles {
+        let kept = 100.0 * t.parameters as f64 / t.dense_parameters as f64;
+        table.row([
+            role.to_string(),
+            t.sites.to_string(),
+            t.low_rank.to_string(),
+            format!("{kept:.1}%"),
+            format_size(t.bytes),
+            share(t.bytes),
+        ]);
+    }
+    table.row([
+        "other".into(),
+        "-".into(),
+        "-".into(),
+        "-".into(),
+        format_size(other),
+        share(other),
+    ]);
+    text.push_str(&table.render());
+    text
+}

@@ -1,0 +1,79 @@
+//! The command line: the only place that prints, reads the environment, or knows clap and indicatif.
+//!
+//! stdout is data, stderr is talk. One file per verb; [`run`] parses, dispatches and turns an error
+//! into a message, a hint and an exit code.
+
+mod args;
+mod completions;
+mod compress;
+mod console;
+mod demo;
+mod eval;
+mod generate;
+mod inspect;
+mod plan;
+mod report;
+mod table;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::error::{Error, Result};
+use console::Console;
+
+/// Fits a language-model checkpoint into the memory of the device that has to run it.
+#[derive(Debug, Parser)]
+#[command(name = "bantam", version, propagate_version = true, max_term_width = 100)]
+#[command(after_help = "\
+Exit codes: 0 done, 2 usage, 3 input invalid or corrupt, 4 does not fit, 5 not supported,
+6 numerical failure, 70 a bug, 130 interrupted.")]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+
+    /// Say nothing but data and errors.
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    quiet: bool,
+
+    /// Say more about what is done.
+    #[arg(short, long, global = true)]
+    verbose: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    Demo(demo::Args),
+    Inspect(inspect::Args),
+    Plan(plan::Args),
+    Compress(compress::Args),
+    Eval(eval::Args),
+    Generate(generate::Args),
+    Completions(completions::Args),
+}
+
+/// Parses the command line and runs the verb.
+#[must_use]
+pub fn run() -> ExitCode {
+    let cli = Cli::parse();
+    let console = Console::new(cli.quiet, cli.verbose);
+    match console.watch_interrupts().and_then(|()| dispatch(&cli.verb, &console)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            console.error(&error);
+            ExitCode::from(error.exit_code() as u8)
+        }
+    }
+}
+
+fn dispatch(verb: &Verb, console: &Console) -> Result<(), Error> {
+    match verb {
+        Verb::Demo(args) => demo::run(args, console),
+        Verb::Inspect(args) => inspect::run(args, console),
+        Verb::Plan(args) => plan::run(args, console),
+        Verb::Compress(args) => compress::run(args, console),
+        Verb::Eval(args) => eval::run(args, console),
+        Verb::Generate(args) => generate::run(args, console),
+        Verb::Completions(args) => completions::run(args, console),
+    }
+}

@@ -1,0 +1,29 @@
+//! Figures that several verbs report.
+
+use crate::plan::format_size;
+
+/// The most memory the process has held, mapped pages included, where the system tells.
+pub(super) fn peak_rss_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib * 1024)
+}
+
+/// A peak for people.
+pub(super) fn peak_text(peak: Option<u64>) -> String {
+    peak.map_or_else(|| "unknown".into(), format_size)
+}
+
+/// Bytes for people, exact figure included.
+pub(super) fn exact_size(bytes: u64) -> String {
+    format!("{} ({bytes} bytes)", format_size(bytes))
+}
+
+/// A perplexity with its standard error.
+pub(super) fn perplexity_text(found: &crate::eval::Perplexity) -> String {
+    match found.perplexity_stderr {
+        Some(error) => format!("{:.3} ± {error:.3}", found.perplexity),
+        None => format!("{:.3}", found.perplexity),
+    }
+}

@@ -1,0 +1,166 @@
+//! Perplexity over disjoint windows.
+//!
+//! Every position but a window's first is scored. Losses are `logsumexp(logits) - logit[target]`
+//! in f32, summed in f64; `perplexity = exp(Σ loss / count)`.
+
+use candle_core::{Device, Tensor};
+use serde::Serialize;
+
+use crate::arch::SourceModel;
+use crate::error::{Error, Result};
+use crate::measure::{Stream, Windows};
+use crate::model::Unobserved;
+use crate::progress::Progress;
+
+/// Rows of the residual stream turned into logits at a time: bounds the logits to this times the
+/// vocabulary.
+const ROWS_PER_HEAD: usize = 512;
+
+/// A measured perplexity and how it was measured.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Perplexity {
+    /// Mean loss in nats per token.
+    pub nll: f64,
+    /// Standard error of the mean, windows taken as independent (tokens inside one are not);
+    /// unknown for a single window.
+    pub nll_stderr: Option<f64>,
+    /// The same with all tokens taken as independent, as other tools print it.
+    pub nll_stderr_iid: Option<f64>,
+    /// `exp(nll)`.
+    pub perplexity: f64,
+    /// `perplexity · nll_stderr`.
+    pub perplexity_stderr: Option<f64>,
+    /// Positions scored.
+    pub tokens: u64,
+    /// Windows scored.
+    pub windows: usize,
+    /// Tokens of a window.
+    pub window: usize,
+    /// The name of the protocol.
+    pub protocol: &'static str,
+}
+
+/// Measures `model` on `windows`, one block in memory at a time.
+///
+/// # Errors
+/// Tensors that cannot be read; [`Error::NonFinite`] where the model's logits are not finite;
+/// [`Error::Interrupted`].
+pub fn perplexity(
+    model: &SourceModel,
+    windows: &Windows,
+    device: &Device,
+    progress: &dyn Progress,
+) -> Result<Perplexity> {
+    let mut stream = Stream::new(model, windows, device)?;
+    progress.begin("evaluating", stream.steps() * (model.spec.layers.len() as u64 + 1));
+    while stream.next_layer().is_some() {
+        stream.advance(&mut Unobserved, progress)?;
+    }
+    let head = stream.head()?;
+    let length = windows.length();
+    let mut sums = Sums::default();
+    let mut ids = windows.ids();
+    for chunk in stream.chunks() {
+        progress.check()?;
+        let rows = chunk.dim(0)?;
+        let (here, rest) = ids.split_at(rows);
+        ids = rest;
+        // Row t predicts token t + 1; a window's last row predicts nothing.
+        let predicting: Vec<u32> =
+            (0..rows).filter(|row| (row + 1) % length != 0).map(|row| row as u32).collect();
+        let targets: Vec<u32> = predicting.iter().map(|&row| here[row as usize + 1]).collect();
+        let mut losses = Vec::with_capacity(targets.len());
+        for (rows, targets) in predicting.chunks(ROWS_PER_HEAD).zip(targets.chunks(ROWS_PER_HEAD)) {
+            let rows = Tensor::from_slice(rows, rows.len(), device)?;
+            let targets = Tensor::from_slice(targets, targets.len(), device)?;
+            let x = chunk.index_select(&rows, 0)?;
+            losses.extend(head.losses(&x, &targets)?.to_vec1::<f32>()?);
+        }
+        for window in losses.chunks(length - 1) {
+            sums.add(window);
+        }
+        progress.advance(1);
+    }
+    progress.end();
+    sums.finish(length)
+}
+
+/// Running sums over windows.
+#[derive(Debug, Default)]
+struct Sums {
+    windows: usize,
+    tokens: u64,
+    loss: f64,
+    squares: f64,
+    window_squares: f64,
+}
+
+impl Sums {
+    fn add(&mut self, losses: &[f32]) {
+        let sum: f64 = losses.iter().map(|&l| f64::from(l)).sum();
+        self.windows += 1;
+        self.tokens += losses.len() as u64;
+        self.loss += sum;
+        self.squares += losses.iter().map(|&l| f64::from(l).powi(2)).sum::<f64>();
+        self.window_squares += (sum / losses.len() as f64).powi(2);
+    }
+
+    fn finish(&self, window: usize) -> Result<Perplexity> {
+        let nll = self.loss / self.tokens as f64;
+        if !nll.is_finite() {
+            let detail = format!("mean of {} losses", self.tokens);
+            return Err(Error::NonFinite { what: "the loss".into(), detail });
+        }
+        // Windows have equal length, so the mean of their means is the mean.
+        let nll_stderr = standard_error(nll, self.window_squares, self.windows as f64);
+        let perplexity = nll.exp();
+        Ok(Perplexity {
+            nll,
+            nll_stderr,
+            nll_stderr_iid: standard_error(nll, self.squares, self.tokens as f64),
+            perplexity,
+            perplexity_stderr: nll_stderr.map(|error| perplexity * error),
+            tokens: self.tokens,
+            windows: self.windows,
+            window,
+            protocol: "windows",
+        })
+    }
+}
+
+/// `sqrt((Σx²/n - mean²) / (n - 1))`; a single value has none.
+fn standard_error(mean: f64, squares: f64, n: f64) -> Option<f64> {
+    (n >= 2.0).then(|| ((squares / n - mean * mean).max(0.0) / (n - 1.0)).sqrt())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sums_give_mean_and_both_standard_errors() -> Result<()> {
+        let mut sums = Sums::default();
+        for window in [[1.0_f32, 2.0, 3.0], [4.0, 4.0, 7.0]] {
+            sums.add(&window);
+        }
+        let found = sums.finish(4)?;
+        assert!((found.nll - 3.5).abs() < 1e-15);
+        // Window means 2 and 5: variance of the mean 4.5 / 2.
+        assert!(found.nll_stderr.is_some_and(|e| (e - 1.5).abs() < 1e-15));
+        // Six values with sum of squared deviations 21.5.
+        let iid = (21.5_f64 / 6.0 / 5.0).sqrt();
+        assert!(found.nll_stderr_iid.is_some_and(|e| (e - iid).abs() < 1e-12));
+        assert_eq!((found.tokens, found.windows, found.window), (6, 2, 4));
+        Ok(())
+    }
+
+    #[test]
+    fn one_window_has_no_standard_error_and_nan_is_refused() -> Result<()> {
+        let mut sums = Sums::default();
+        sums.add(&[2.0, 4.0]);
+        assert_eq!(sums.finish(3)?.nll_stderr, None);
+        sums.add(&[f32::NAN, 4.0]);
+        assert!(matches!(sums.finish(3), Err(Error::NonFinite { .. })));
+        Ok(())
+    }
+}

@@ -1,0 +1,69 @@
+//! An orthonormal basis of the columns of a tall matrix: the thin Q of `A = Q R`.
+//!
+//! Blocked Householder reflections (faer): 4 m r^2 flops. The diagonal of R is made non-negative, which makes Q
+//! unique, so the basis is nested: its first k columns are a basis of the first k columns of A and depend on
+//! nothing else, up to rounding.
+
+use candle_core::Tensor;
+use faer::dyn_stack::{MemStack, StackReq};
+use faer::linalg::householder;
+use faer::linalg::qr::no_pivoting::factor::{
+    qr_in_place, qr_in_place_scratch, recommended_block_size,
+};
+use faer::{Conj, Mat, MatRef};
+
+use super::dense;
+use crate::error::{Error, Result};
+
+const OP: &str = "orthonormalisation";
+
+/// Replaces the columns of `a [m, r]`, `r <= m`, by an orthonormal basis `[m, r]` f64.
+///
+/// From the first column on that is a combination of those before it, the basis is completed with directions
+/// that still span all of `a`, but are no longer nested.
+pub fn orthonormalise(a: &Tensor, subject: &str) -> Result<Tensor> {
+    let (m, r) = dense::dims(OP, a, subject)?;
+    if r > m {
+        return Err(Error::Bug(format!(
+            "{OP} of {subject}: {r} columns of length {m} cannot be orthonormal"
+        )));
+    }
+    if r == 0 {
+        return Ok(a.to_dtype(candle_core::DType::F64)?);
+    }
+    let mut factors = dense::with_rows(OP, a, subject, |rows| {
+        dense::expect_finite(rows, r, subject, |_| r)?;
+        Ok(MatRef::from_row_major_slice(rows, m, r).to_owned())
+    })?;
+    let par = dense::par();
+    let block = recommended_block_size::<f64>(m, r);
+    let mut coefficients = Mat::zeros(block, r);
+    let mut scratch = dense::scratch(
+        OP,
+        subject,
+        StackReq::any_of(&[
+            qr_in_place_scratch::<f64>(m, r, block, par, Default::default()),
+            householder::apply_block_householder_sequence_on_the_left_in_place_scratch::<f64>(
+                m, block, r,
+            ),
+        ]),
+    )?;
+    qr_in_place(
+        factors.as_mut(),
+        coefficients.as_mut(),
+        par,
+        MemStack::new(&mut scratch),
+        Default::default(),
+    );
+    let mut q = Mat::identity(m, r);
+    householder::apply_block_householder_sequence_on_the_left_in_place_with_conj(
+        factors.as_ref(),
+        coefficients.as_ref(),
+        Conj::No,
+        q.as_mut(),
+        par,
+        MemStack::new(&mut scratch),
+    );
+    let signs: Vec<f64> = (0..r).map(|i| if factors[(i, i)] < 0.0 { -1.0 } else { 1.0 }).collect();
+    dense::tensor_of_columns(q.as_ref(), &signs, |j| j)
+}

@@ -1,0 +1,144 @@
+//! The second moments of one layer, each taken on its smaller side.
+//!
+//! Sites that read one port share one input moment `[in, in]`. Where that is larger than the output
+//! moments of all the port's sites together (a down projection), those are taken instead; either
+//! gives a low-rank pass what it needs (`specs`: `C = W G Wᵀ`).
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use candle_core::{Device, Tensor};
+
+use super::second_moment::SecondMoment;
+use crate::arch::{Port, Site};
+use crate::error::Result;
+use crate::model::{Half, Observer};
+
+/// Which activation of a linear was measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    /// What it reads.
+    Input,
+    /// What it writes, bias included.
+    Output,
+}
+
+/// What measure saw of one site.
+#[derive(Debug, Clone)]
+pub struct SiteStats {
+    /// Which side `moment` is of.
+    pub side: Side,
+    /// The moment; shared by the sites of one port where it is of the input.
+    pub moment: Arc<SecondMoment>,
+    /// `E|a|² / E|h|²`: what the site's half of the block adds to the residual stream, against the
+    /// stream it is added to.
+    pub share: f64,
+}
+
+/// Collects the moments of one layer while its block computes.
+#[derive(Debug)]
+pub struct LayerMoments {
+    inputs: BTreeMap<Port, SecondMoment>,
+    outputs: BTreeMap<String, SecondMoment>,
+    residuals: BTreeMap<Half, Energies>,
+}
+
+/// Sums of squares of what a half added and of the stream after it.
+#[derive(Debug, Clone, Copy, Default)]
+struct Energies {
+    added: f64,
+    stream: f64,
+}
+
+impl LayerMoments {
+    /// Moments for `sites`, all of one layer.
+    ///
+    /// # Errors
+    /// Only if the device is out of memory.
+    pub fn for_sites(sites: &[&Site], device: &Device) -> Result<Self> {
+        let mut by_port: BTreeMap<Port, Vec<&Site>> = BTreeMap::new();
+        for site in sites {
+            by_port.entry(site.port).or_default().push(site);
+        }
+        let (mut inputs, mut outputs) = (BTreeMap::new(), BTreeMap::new());
+        for (port, readers) in by_port {
+            match smaller_side(&readers) {
+                Side::Input => {
+                    inputs.insert(port, SecondMoment::new(readers[0].in_features, device)?);
+                }
+                Side::Output => {
+                    for site in readers {
+                        let moment = SecondMoment::new(site.out_features, device)?;
+                        outputs.insert(site.name.clone(), moment);
+                    }
+                }
+            }
+        }
+        Ok(Self { inputs, outputs, residuals: BTreeMap::new() })
+    }
+
+    /// Bytes that moments for `sites` take.
+    pub fn bytes_for(sites: &[&Site]) -> u64 {
+        let mut by_port: BTreeMap<Port, Vec<&Site>> = BTreeMap::new();
+        for site in sites {
+            by_port.entry(site.port).or_default().push(site);
+        }
+        let entries = |readers: &Vec<&Site>| match smaller_side(readers) {
+            Side::Input => square(readers[0].in_features),
+            Side::Output => readers.iter().map(|s| square(s.out_features)).sum(),
+        };
+        by_port.values().map(entries).sum::<u64>() * 8
+    }
+
+    /// The moments per site name; sites whose port saw no token (an expert nobody chose) are absent.
+    pub fn into_stats(self, sites: &[&Site]) -> BTreeMap<String, SiteStats> {
+        let share = |(key, moment)| (key, Arc::new(moment));
+        let inputs: BTreeMap<Port, _> = self.inputs.into_iter().map(share).collect();
+        let mut outputs = self.outputs;
+        let residuals = self.residuals;
+        let stats = sites.iter().filter_map(|site| {
+            let energies = residuals.get(&Half::of(site.role)).copied().unwrap_or_default();
+            let share = if energies.stream > 0.0 { energies.added / energies.stream } else { 0.0 };
+            let found = match outputs.remove(&site.name) {
+                Some(moment) => SiteStats { side: Side::Output, moment: Arc::new(moment), share },
+                None => {
+                    SiteStats { side: Side::Input, moment: inputs.get(&site.port)?.clone(), share }
+                }
+            };
+            (found.moment.tokens() > 0).then(|| (site.name.clone(), found))
+        });
+        stats.collect()
+    }
+}
+
+impl Observer for LayerMoments {
+    fn input(&mut self, port: Port, x: &Tensor) -> Result<()> {
+        self.inputs.get_mut(&port).map_or(Ok(()), |moment| moment.add(x))
+    }
+
+    fn output(&mut self, site: &Site, y: &Tensor) -> Result<()> {
+        self.outputs.get_mut(&site.name).map_or(Ok(()), |moment| moment.add(y))
+    }
+
+    fn residual(&mut self, half: Half, added: &Tensor, stream: &Tensor) -> Result<()> {
+        let energies = self.residuals.entry(half).or_default();
+        energies.added += energy(added)?;
+        energies.stream += energy(stream)?;
+        Ok(())
+    }
+}
+
+/// Sum of squares of one chunk.
+fn energy(x: &Tensor) -> Result<f64> {
+    Ok(f64::from(x.sqr()?.sum_all()?.to_scalar::<f32>()?))
+}
+
+fn smaller_side(readers: &[&Site]) -> Side {
+    let input = readers.first().map_or(0, |site| square(site.in_features));
+    let outputs: u64 = readers.iter().map(|site| square(site.out_features)).sum();
+    if outputs < input { Side::Output } else { Side::Input }
+}
+
+fn square(n: usize) -> u64 {
+    (n as u64) * (n as u64)
+}

@@ -1,0 +1,108 @@
+//! Grouped-query causal attention with rotary positions, optional qk-norm and sliding window.
+
+use candle_core::{Device, Tensor};
+
+use super::block::BlockContext;
+use super::linear::{Linear, load_tensor};
+use super::{KvCache, Observer};
+use crate::arch::{ModelSpec, Port, Site};
+use crate::checkpoint::Checkpoint;
+use crate::error::Result;
+use crate::ops;
+
+/// The attention half of a block.
+#[derive(Debug)]
+pub(super) struct Attention {
+    q: Linear,
+    k: Linear,
+    v: Linear,
+    o: Linear,
+    q_norm: Option<Tensor>,
+    k_norm: Option<Tensor>,
+    heads: usize,
+    kv_heads: usize,
+    head_dim: usize,
+    window: Option<usize>,
+    norm_eps: f64,
+}
+
+impl Attention {
+    /// Reads the linears and norms of `layer`; `sites` are q, k, v, o in that order.
+    pub(super) fn load(
+        checkpoint: &Checkpoint,
+        spec: &ModelSpec,
+        layer: usize,
+        [q, k, v, o]: [&Site; 4],
+        device: &Device,
+    ) -> Result<Self> {
+        let (a, names) = (&spec.attention, &spec.family.names);
+        let norm = |name: &str| {
+            let load =
+                || load_tensor(checkpoint, &format!("{}{layer}.{name}", names.layer), device);
+            a.qk_norm.then(load).transpose()
+        };
+        Ok(Self {
+            q: Linear::load(checkpoint, q, device)?,
+            k: Linear::load(checkpoint, k, device)?,
+            v: Linear::load(checkpoint, v, device)?,
+            o: Linear::load(checkpoint, o, device)?,
+            q_norm: norm(names.q_norm)?,
+            k_norm: norm(names.k_norm)?,
+            heads: a.heads,
+            kv_heads: a.kv_heads,
+            head_dim: a.head_dim,
+            window: spec.layers[layer].window,
+            norm_eps: spec.norm_eps,
+        })
+    }
+
+    /// Normed rows `x [batch · length, hidden]` to rows of the same shape.
+    pub(super) fn forward(
+        &self,
+        x: &Tensor,
+        context: &BlockContext<'_>,
+        cache: Option<&mut KvCache>,
+        observer: &mut dyn Observer,
+    ) -> Result<Tensor> {
+        let (batch, length) = (context.batch, context.length);
+        observer.input(Port::AttnIn, x)?;
+        let q = self.q.forward(x, observer)?;
+        let k = self.k.forward(x, observer)?;
+        let v = self.v.forward(x, observer)?;
+        let q = self.rotated(&q, self.heads, self.q_norm.as_ref(), context)?;
+        let k = self.rotated(&k, self.kv_heads, self.k_norm.as_ref(), context)?;
+        let v = v
+            .reshape((batch, length, self.kv_heads, self.head_dim))?
+            .transpose(1, 2)?
+            .contiguous()?;
+        let (k, v) = match cache {
+            Some(cache) => cache.extend(k, v)?,
+            None => (k, v),
+        };
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_precision_loss,
+            reason = "an f32 scale"
+        )]
+        let scale = (1.0 / (self.head_dim as f64).sqrt()) as f32;
+        let mixed = ops::causal_attention(&q, &k, &v, scale, context.first, self.window)?;
+        observer.input(Port::AttnOut, &mixed)?;
+        self.o.forward(&mixed, observer)
+    }
+
+    /// Projected rows to `[batch, heads, length, head_dim]`, normed where the family norms, rotated.
+    fn rotated(
+        &self,
+        rows: &Tensor,
+        heads: usize,
+        norm: Option<&Tensor>,
+        context: &BlockContext<'_>,
+    ) -> Result<Tensor> {
+        let split = rows.reshape((context.batch, context.length, heads, self.head_dim))?;
+        let split = match norm {
+            Some(weight) => ops::rms_norm(&split, weight, self.norm_eps)?,
+            None => split,
+        };
+        ops::rope(&split, context.cos, context.sin)
+    }
+}

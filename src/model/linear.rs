@@ -1,0 +1,85 @@
+//! A site's weight in memory, however it is stored, and the product with it.
+
+use candle_core::{Device, Tensor};
+
+use super::Observer;
+use crate::arch::{Site, Storage};
+use crate::checkpoint::{Checkpoint, to_f32};
+use crate::error::Result;
+
+/// Reads tensor `name` as f32, refusing values that are not finite.
+///
+/// # Errors
+/// A tensor that is missing, of a dtype that is not a float, or not finite.
+pub fn load_tensor(checkpoint: &Checkpoint, name: &str, device: &Device) -> Result<Tensor> {
+    let info = checkpoint.require(name)?;
+    let values = to_f32(info.dtype, checkpoint.bytes(info)?, name)?;
+    Ok(Tensor::from_vec(values, info.shape.as_slice(), device)?)
+}
+
+/// The weight `[out, in]` of `site` in f32, factors multiplied out where it is stored as factors.
+///
+/// # Errors
+/// As [`load_tensor`].
+pub fn dense_weight(checkpoint: &Checkpoint, site: &Site, device: &Device) -> Result<Tensor> {
+    match site.storage {
+        Storage::Dense => load_tensor(checkpoint, &format!("{}.weight", site.name), device),
+        Storage::LowRank { .. } => {
+            let u = load_tensor(checkpoint, &format!("{}.u.weight", site.name), device)?;
+            let v = load_tensor(checkpoint, &format!("{}.v.weight", site.name), device)?;
+            Ok(u.matmul(&v)?)
+        }
+    }
+}
+
+/// `y = W x + b` with `W` in one of its storages.
+#[derive(Debug, Clone)]
+pub struct Linear {
+    site: Site,
+    weight: Weight,
+    bias: Option<Tensor>,
+}
+
+#[derive(Debug, Clone)]
+enum Weight {
+    /// `[out, in]`.
+    Dense(Tensor),
+    /// `v [rank, in]`, `u [out, rank]`.
+    LowRank { v: Tensor, u: Tensor },
+}
+
+impl Linear {
+    /// Reads the site's tensors.
+    ///
+    /// # Errors
+    /// As [`load_tensor`].
+    pub fn load(checkpoint: &Checkpoint, site: &Site, device: &Device) -> Result<Self> {
+        let load =
+            |suffix: &str| load_tensor(checkpoint, &format!("{}.{suffix}", site.name), device);
+        let weight = match site.storage {
+            Storage::Dense => Weight::Dense(load("weight")?),
+            Storage::LowRank { .. } => {
+                Weight::LowRank { v: load("v.weight")?, u: load("u.weight")? }
+            }
+        };
+        let bias = site.bias.then(|| load("bias")).transpose()?;
+        Ok(Self { site: site.clone(), weight, bias })
+    }
+
+    /// Rows `x [tokens, in]` to rows `[tokens, out]`.
+    ///
+    /// # Errors
+    /// What the observer refuses.
+    pub fn forward(&self, x: &Tensor, observer: &mut dyn Observer) -> Result<Tensor> {
+        let y = match &self.weight {
+            Weight::Dense(weight) => x.matmul(&weight.t()?)?,
+            Weight::LowRank { v, u } => x.matmul(&v.t()?)?.matmul(&u.t()?)?,
+        };
+        let y = match &self.bias {
+            Some(bias) => y.broadcast_add(bias)?,
+            None => y,
+        };
+        observer.output(&self.site, &y)?;
+        Ok(y)
+    }
+}

@@ -1,0 +1,94 @@
+//! The one decoder that [`ModelSpec`](crate::arch::ModelSpec) describes.
+//!
+//! ```text
+//! ids ──► embed ──► block 0 ──► … ──► block L-1 ──► norm ──► head ──► logits
+//!                    │ norm · attention · +          each block is loaded, used and dropped
+//!                    │ norm · mlp or experts · +     (measure, eval) or kept (generate)
+//! ```
+//!
+//! Weights are read in their own dtype and computed with in f32. A block reports what flows
+//! through it to an [`Observer`]; it knows nothing of what is done with it.
+
+mod attention;
+mod block;
+mod cache;
+mod decoder;
+mod linear;
+mod mlp;
+mod rope;
+mod sampler;
+
+pub use block::{Block, BlockContext};
+pub use cache::KvCache;
+pub use decoder::{Decoder, Head, Session};
+pub use linear::{Linear, dense_weight, load_tensor};
+pub use sampler::Sampler;
+
+use candle_core::Tensor;
+
+use crate::arch::{Port, Role, Site};
+use crate::error::Result;
+
+/// Something that looks at the activations inside a block while it computes.
+pub trait Observer {
+    /// Rows `[tokens, in]` that enter every linear reading `port`; called once per port.
+    ///
+    /// # Errors
+    /// Whatever makes the observation unusable, a value that is not finite above all.
+    fn input(&mut self, port: Port, x: &Tensor) -> Result<()>;
+
+    /// Rows `[tokens, out]` that leave `site`, bias included.
+    ///
+    /// # Errors
+    /// As [`input`](Self::input).
+    fn output(&mut self, site: &Site, y: &Tensor) -> Result<()>;
+
+    /// What one half of the block wrote, `added`, and the residual stream after it, both
+    /// `[tokens, hidden]`.
+    ///
+    /// # Errors
+    /// As [`input`](Self::input).
+    fn residual(&mut self, half: Half, added: &Tensor, stream: &Tensor) -> Result<()>;
+}
+
+/// The halves of a block, each of which adds to the residual stream once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Half {
+    /// q, k, v, o.
+    Attention,
+    /// The MLP or the experts.
+    Mlp,
+}
+
+impl Half {
+    /// The half a site belongs to.
+    pub fn of(role: Role) -> Self {
+        match role {
+            Role::AttnQ | Role::AttnK | Role::AttnV | Role::AttnO => Self::Attention,
+            Role::MlpGate
+            | Role::MlpUp
+            | Role::MlpDown
+            | Role::ExpertGate
+            | Role::ExpertUp
+            | Role::ExpertDown => Self::Mlp,
+        }
+    }
+}
+
+/// Nobody looks.
+#[derive(Debug, Clone, Copy)]
+pub struct Unobserved;
+
+impl Observer for Unobserved {
+    fn input(&mut self, _: Port, _: &Tensor) -> Result<()> {
+        Ok(())
+    }
+
+    fn output(&mut self, _: &Site, _: &Tensor) -> Result<()> {
+        Ok(())
+    }
+
+    fn residual(&mut self, _: Half, _: &Tensor, _: &Tensor) -> Result<()> {
+        Ok(())
+    }
+}

@@ -1,0 +1,160 @@
+//! Grouped-query causal attention in tiles of queries, with an optional sliding window.
+//!
+//! ```text
+//! p = first + i       key j is allowed iff j <= p and (no window or p - j < window)
+//! y[b, i, h] = Σ_j softmax_j(scale q[b, h, i] · k[b, g, j]) v[b, g, j]     g = h / (heads / kv_heads)
+//! q [b, heads, tq, d]    k, v [b, kv_heads, tk, d]    ->    y [b tq, heads d]    all f32
+//! ```
+//!
+//! `4 d` flops per allowed score. Scores exist for one tile of [`QUERIES`] queries of one head at a
+//! time, and only for keys that some query of the tile may see: half of the square for a long text.
+//! A tile is one task, so results do not depend on the number of threads.
+
+use candle_core::{CpuStorage, CustomOp3, DType, Layout, Shape, Tensor};
+use faer::linalg::matmul::matmul;
+use faer::{Accum, MatMut, MatRef, Par};
+use rayon::prelude::*;
+
+use super::causal_softmax::{Mask, RowsInPlace};
+use super::{lanes, operand};
+use crate::error::Result;
+
+const OP: &str = "causal_attention";
+
+/// Queries of one tile: its scores over a few thousand keys stay in the second-level cache.
+const QUERIES: usize = 64;
+
+/// Attention of `q [b, heads, tq, d]`, the first at position `first`, over all of `k` and `v`
+/// `[b, kv_heads, tk, d]`, which are at positions `0..tk`. Rows of the result are `[b · tq, heads · d]`.
+///
+/// # Errors
+/// Shapes that do not fit, or keys that end before the last query, are bugs of the caller.
+pub fn causal_attention(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    scale: f32,
+    first: usize,
+    window: Option<usize>,
+) -> Result<Tensor> {
+    for (name, tensor) in [("q", q), ("k", k), ("v", v)] {
+        operand::expect(OP, name, tensor, DType::F32)?;
+    }
+    let (b, heads, tq, d) = q.dims4()?;
+    let (_, kv_heads, tk, _) = k.dims4()?;
+    operand::expect_dims(OP, "k", k, &[b, kv_heads, tk, d])?;
+    operand::expect_dims(OP, "v", v, &[b, kv_heads, tk, d])?;
+    if kv_heads == 0 || !heads.is_multiple_of(kv_heads) {
+        let why = format_args!("{heads} heads cannot share {kv_heads} of keys and values");
+        return Err(operand::refuse(OP, why));
+    }
+    if first + tq > tk || window == Some(0) {
+        let why = format_args!("{tq} queries from {first} over {tk} keys, window {window:?}");
+        return Err(operand::refuse(OP, why));
+    }
+    Ok(q.apply_op3(k, v, CausalAttention { scale, first, window })?)
+}
+
+struct CausalAttention {
+    scale: f32,
+    first: usize,
+    window: Option<usize>,
+}
+
+impl CustomOp3 for CausalAttention {
+    fn name(&self) -> &'static str {
+        OP
+    }
+
+    fn cpu_fwd(
+        &self,
+        q: &CpuStorage,
+        q_layout: &Layout,
+        k: &CpuStorage,
+        k_layout: &Layout,
+        v: &CpuStorage,
+        v_layout: &Layout,
+    ) -> candle_core::Result<(CpuStorage, Shape)> {
+        let (b, heads, tq, d) = q_layout.shape().dims4()?;
+        let (_, kv_heads, tk, _) = k_layout.shape().dims4()?;
+        let shape = Shape::from((b * tq, heads * d));
+        let mut y = vec![0.0; shape.elem_count()];
+        if y.is_empty() {
+            return Ok((CpuStorage::F32(y), shape));
+        }
+        let q = operand::elements::<f32>(q, q_layout)?;
+        let k = operand::elements::<f32>(k, k_layout)?;
+        let v = operand::elements::<f32>(v, v_layout)?;
+        let text = |b: usize| Text {
+            q: &q[b * heads * tq * d..][..heads * tq * d],
+            k: &k[b * kv_heads * tk * d..][..kv_heads * tk * d],
+            v: &v[b * kv_heads * tk * d..][..kv_heads * tk * d],
+            sizes: Sizes { heads, kv_heads, tq, tk, d },
+        };
+        y.par_chunks_mut(tq * heads * d).enumerate().for_each(|(b, y)| {
+            let text = text(b);
+            y.par_chunks_mut(QUERIES * heads * d).enumerate().for_each(|(tile, y)| {
+                self.tile(&text, tile * QUERIES, y);
+            });
+        });
+        Ok((CpuStorage::F32(y), shape))
+    }
+}
+
+/// The operands of one text.
+struct Text<'a> {
+    /// `[heads, tq, d]`.
+    q: &'a [f32],
+    /// `[kv_heads, tk, d]`.
+    k: &'a [f32],
+    /// `[kv_heads, tk, d]`.
+    v: &'a [f32],
+    sizes: Sizes,
+}
+
+#[derive(Clone, Copy)]
+struct Sizes {
+    heads: usize,
+    kv_heads: usize,
+    tq: usize,
+    tk: usize,
+    d: usize,
+}
+
+impl CausalAttention {
+    /// Fills `y [queries, heads d]` for the queries from row `from` of the text on.
+    fn tile(&self, text: &Text<'_>, from: usize, y: &mut [f32]) {
+        let Sizes { heads, kv_heads, tq, tk, d } = text.sizes;
+        let width = heads * d;
+        let queries = y.len() / width;
+        let position = self.first + from;
+        let keys_end = position + queries;
+        let keys_start = self.window.map_or(0, |window| (position + 1).saturating_sub(window));
+        let keys = keys_end - keys_start;
+        // Positions are counted from the first visible key.
+        let mask = Mask { first_query: position - keys_start, window: self.window };
+        let mut scores = vec![0.0; queries * keys];
+        for head in 0..heads {
+            let q = &text.q[(head * tq + from) * d..][..queries * d];
+            let group = (head / (heads / kv_heads) * tk + keys_start) * d;
+            let q = MatRef::from_row_major_slice(q, queries, d);
+            let k = MatRef::from_row_major_slice(&text.k[group..][..keys * d], keys, d);
+            let v = MatRef::from_row_major_slice(&text.v[group..][..keys * d], keys, d);
+            let s = MatMut::from_row_major_slice_mut(&mut scores, queries, keys);
+            matmul(s, Accum::Replace, q, k.transpose(), 1.0, Par::Seq);
+            lanes::run(RowsInPlace {
+                scale: self.scale,
+                mask,
+                first: 0,
+                tq: queries,
+                tk: keys,
+                y: &mut scores,
+            });
+            let s = MatRef::from_row_major_slice(&scores, queries, keys);
+            // Rows of y seen as columns: faer 0.24's row-major view with a stride mixes the two up.
+            let y = &mut y[head * d..];
+            let y = MatMut::from_column_major_slice_with_stride_mut(y, d, queries, width);
+            matmul(y.transpose_mut(), Accum::Replace, s, v, 1.0, Par::Seq);
+        }
+    }
+}

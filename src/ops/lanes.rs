@@ -1,0 +1,176 @@
+//! How the CPU definitions are vectorised: plain loops over fixed-width lane arrays, compiled once for the
+//! baseline and once for AVX2, chosen at run time. No intrinsics and no `unsafe` here.
+//!
+//! A kernel is a struct whose [`Kernel::call`] is `#[inline(always)]`, so that it is compiled inside the
+//! function that carries the target features. Multiplications and additions stay separate (no fused
+//! multiply-add): the bits are then the same for every instruction set, and none of these loops is bound by
+//! arithmetic.
+
+use pulp::Arch;
+pub(super) use pulp::NullaryFnOnce as Kernel;
+use rayon::prelude::*;
+
+/// Lanes of one accumulator: four AVX2 registers, enough to hide the latency of an addition.
+pub(super) const LANES: usize = 32;
+
+/// Elements one rayon task works on; below it a split costs more than it saves.
+const TASK_ELEMENTS: usize = 16 * 1024;
+
+/// Runs `kernel` with the widest vectors this machine has.
+#[inline]
+pub(super) fn run<K: Kernel>(kernel: K) -> K::Output {
+    Arch::new().dispatch(kernel)
+}
+
+/// Calls `work(first_row, rows)` on consecutive blocks of whole rows of `out`, in parallel.
+///
+/// Rows are independent, so where the blocks are cut changes no bit.
+pub(super) fn for_row_blocks<T: Send>(
+    out: &mut [T],
+    width: usize,
+    work: impl Fn(usize, &mut [T]) + Sync,
+) {
+    if out.is_empty() || width == 0 {
+        return;
+    }
+    let rows = (TASK_ELEMENTS / width).max(1);
+    if out.len() <= rows * width {
+        work(0, out);
+    } else {
+        out.par_chunks_mut(rows * width)
+            .enumerate()
+            .for_each(|(block, out)| work(block * rows, out));
+    }
+}
+
+/// `e^x` to 1e-7 relative.
+///
+/// `x = n ln 2 + r` with `|r| <= ln 2 / 2`; `e^r` is Cephes' polynomial of degree 7 and `2^n` is written
+/// into the exponent. Exact at 0; 0 below -86.99 (the results left
+/// out are the last octave of normal f32 and the subnormals) and at -inf; +inf above 88.73;
+/// NaN stays NaN.
+#[inline(always)]
+pub(super) fn exp(x: f32) -> f32 {
+    /// Adding it leaves the nearest integer in the low bits of the mantissa.
+    const ROUND: f32 = 12_582_912.0;
+    /// `ln 2`, split so that `n * LN2_HIGH` is exact.
+    const LN2_HIGH: f32 = 0.693_359_4;
+    const LN2_LOW: f32 = -2.121_944_4e-4;
+
+    // The ends of the range give exactly 0 and exactly infinity below; comparisons let NaN through.
+    let x = if x < -87.3 { -87.3 } else { x };
+    let x = if x > 89.0 { 89.0 } else { x };
+    let shifted = x * std::f32::consts::LOG2_E + ROUND;
+    let n = shifted - ROUND;
+    let r = (x - n * LN2_HIGH) - n * LN2_LOW;
+    let mut p = 1.987_569_1e-4;
+    p = p * r + 1.398_199_9e-3;
+    p = p * r + 8.333_452e-3;
+    p = p * r + 4.166_579_6e-2;
+    p = p * r + 1.666_666_5e-1;
+    p = p * r + 5.000_000_1e-1;
+    let e = (p * (r * r) + r) + 1.0;
+    // 2^(n - 1), then times 2: n reaches 128, one more than an exponent holds, and n = -126 makes it 0.
+    let half_scale = f32::from_bits(shifted.to_bits().wrapping_add(126) << 23);
+    e * half_scale * 2.0
+}
+
+/// The largest element; -inf for an empty slice. NaN is passed over.
+#[inline(always)]
+pub(super) fn max(x: &[f32]) -> f32 {
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    let (chunks, tail) = x.as_chunks::<LANES>();
+    for chunk in chunks {
+        for (lane, &v) in lanes.iter_mut().zip(chunk) {
+            *lane = if v > *lane { v } else { *lane };
+        }
+    }
+    lanes.iter().chain(tail).fold(f32::NEG_INFINITY, |m, &v| if v > m { v } else { m })
+}
+
+/// The sum of the lanes, in f64 and in order.
+#[inline(always)]
+pub(super) fn total(lanes: &[f32; LANES]) -> f64 {
+    lanes.iter().map(|&v| f64::from(v)).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Exp<'a>(&'a mut [f32]);
+
+    impl Kernel for Exp<'_> {
+        type Output = ();
+
+        #[inline(always)]
+        fn call(self) {
+            for x in self.0 {
+                *x = exp(*x);
+            }
+        }
+    }
+
+    fn vectorised_exp(x: &[f32]) -> Vec<f32> {
+        let mut y = x.to_vec();
+        run(Exp(&mut y));
+        y
+    }
+
+    #[test]
+    fn exp_is_accurate_to_1e_7_over_its_range() {
+        let steps = 400_000;
+        let x: Vec<f32> =
+            (0..=steps).map(|i| -86.98 + (88.72 + 86.98) * (i as f32 / steps as f32)).collect();
+        for (x, y) in x.iter().zip(vectorised_exp(&x)) {
+            let exact = f64::from(*x).exp();
+            let error = (f64::from(y) - exact).abs() / exact;
+            assert!(error < 1.2e-7, "e^{x} = {y}, relative error {error:e}");
+        }
+    }
+
+    #[test]
+    fn exp_is_exact_at_zero_and_near_it() {
+        for x in [0.0, -0.0, 1e-38, -1e-38, f32::from_bits(1)] {
+            assert_eq!(vectorised_exp(&[x]), [1.0], "e^{x}");
+        }
+        assert_eq!(vectorised_exp(&[1e-6]), [1.000_001]);
+    }
+
+    #[test]
+    fn exp_ends_in_zero_and_infinity() {
+        let zero = [-87.0, -88.0, -104.0, -1e4, -3e38, f32::MIN, f32::NEG_INFINITY];
+        for x in zero {
+            let y = vectorised_exp(&[x])[0];
+            assert!(y == 0.0 && y.is_sign_positive(), "e^{x} = {y}");
+        }
+        for x in [88.73, 89.0, 100.0, 1e4, f32::MAX, f32::INFINITY] {
+            assert_eq!(vectorised_exp(&[x]), [f32::INFINITY], "e^{x}");
+        }
+        assert!(vectorised_exp(&[f32::NAN])[0].is_nan());
+    }
+
+    #[test]
+    fn exp_gives_the_same_bits_with_and_without_vectors() {
+        let x: Vec<f32> = (0..1003).map(|i| (i as f32 - 500.0) * 0.173).collect();
+        let scalar: Vec<f32> = x.iter().map(|&x| exp(x)).collect();
+        assert_eq!(vectorised_exp(&x), scalar);
+    }
+
+    #[test]
+    fn row_blocks_cover_every_row_once() {
+        for (rows, width) in
+            [(1, 1), (3, 5), (7, TASK_ELEMENTS), (5, TASK_ELEMENTS + 1), (40_000, 3)]
+        {
+            let mut out = vec![0_u32; rows * width];
+            for_row_blocks(&mut out, width, |first, block| {
+                assert_eq!(block.len() % width, 0);
+                for (row, out) in (first..).zip(block.chunks_mut(width)) {
+                    out.iter_mut().for_each(|v| *v += row as u32 + 1);
+                }
+            });
+            let expected = (0..rows * width).map(|i| (i / width) as u32 + 1);
+            assert!(out.into_iter().eq(expected), "{rows} rows of {width}");
+        }
+    }
+}

@@ -1,0 +1,33 @@
+//! The fused operations: one file each, a definition on the CPU that a kernel is checked against.
+//!
+//! | op | computes | tensors |
+//! |---|---|---|
+//! | [`rms_norm`] | `x / rms(x) * weight` | `[.., d], [d] -> [.., d]` |
+//! | [`rope`] | rotary embedding and transposition | `[b, t, h, d] -> [b, h, t, d]` |
+//! | [`causal_softmax`], [`causal_softmax_in_place`] | masked softmax of scores | `[b, h, tq, tk]` |
+//! | [`causal_attention`] | grouped-query attention in tiles | `[b, h, tq, d], 2 × [b, g, tk, d] -> [b tq, h d]` |
+//! | [`silu_mul`] | `silu(gate) * up` | any shape |
+//! | [`cross_entropy`] | next-token loss in nats | `[n, v], [n] u32 -> [n]` |
+//! | [`gram`], [`symmetrise`], [`column_sum`] | moments of activations, in f64 | `[t, n]` into `[n, n]`, `[n]` |
+//!
+//! Operands are contiguous f32 unless said; what does not fit is refused with a typed error before anything
+//! runs. Rows are spread over rayon's threads and every sum has a fixed order: results do not depend on the
+//! number of threads. `lanes` is how loops are vectorised, `operand` how operands are checked.
+
+mod causal_attention;
+mod causal_softmax;
+mod cross_entropy;
+mod gram;
+mod lanes;
+mod operand;
+mod rms_norm;
+mod rope;
+mod silu_mul;
+
+pub use causal_attention::causal_attention;
+pub use causal_softmax::{causal_softmax, causal_softmax_in_place};
+pub use cross_entropy::cross_entropy;
+pub use gram::{column_sum, gram, symmetrise};
+pub use rms_norm::rms_norm;
+pub use rope::rope;
+pub use silu_mul::silu_mul;

@@ -1,0 +1,57 @@
+//! What every op demands of its operands, said in one way: checked before the op runs, as a typed error
+//! that names the op and the operand.
+
+use candle_core::{CpuStorage, DType, Layout, Tensor, WithDType};
+
+use crate::error::{Error, Result};
+
+/// Callers validate shapes when they load a model, so a refusal here is a bug.
+pub(super) fn refuse(op: &'static str, why: impl std::fmt::Display) -> Error {
+    Error::Bug(format!("{op}: {why}"))
+}
+
+/// `tensor` has `dtype` and lies contiguous in memory.
+pub(super) fn expect(
+    op: &'static str,
+    name: &'static str,
+    tensor: &Tensor,
+    dtype: DType,
+) -> Result<()> {
+    if tensor.dtype() != dtype {
+        return Err(refuse(op, format_args!("{name} is {:?}, expected {dtype:?}", tensor.dtype())));
+    }
+    if !tensor.is_contiguous() {
+        let strides = tensor.stride();
+        return Err(refuse(op, format_args!("{name} is not contiguous (strides {strides:?})")));
+    }
+    Ok(())
+}
+
+/// `tensor` has exactly the shape `dims`.
+pub(super) fn expect_dims(
+    op: &'static str,
+    name: &'static str,
+    tensor: &Tensor,
+    dims: &[usize],
+) -> Result<()> {
+    if tensor.dims() == dims {
+        return Ok(());
+    }
+    Err(refuse(op, format_args!("{name} has shape {:?}, expected {dims:?}", tensor.dims())))
+}
+
+/// The elements a contiguous layout covers.
+pub(super) fn elements<'a, T: WithDType>(
+    storage: &'a CpuStorage,
+    layout: &Layout,
+) -> candle_core::Result<&'a [T]> {
+    let (start, end) = range(layout)?;
+    Ok(&storage.as_slice::<T>()?[start..end])
+}
+
+/// Where in its storage a contiguous layout lies.
+pub(super) fn range(layout: &Layout) -> candle_core::Result<(usize, usize)> {
+    layout
+        .contiguous_offsets()
+        .ok_or_else(|| candle_core::Error::Msg("operand is not contiguous".into()))
+}

@@ -1,0 +1,96 @@
+//! What every low-rank method shares: which ranks are worth offering, and the offers of a spectrum.
+
+use crate::arch::{Site, Storage};
+use crate::plan::Offer;
+
+/// The largest rank whose factors hold fewer parameters than `[m, n]` does: `r (m + n) < m n`.
+pub fn break_even(m: usize, n: usize) -> usize {
+    (m * n).saturating_sub(1) / (m + n)
+}
+
+/// The rank that keeps the fraction `kept` of the parameters of `[m, n]`:
+/// `⌊kept · m n / (m + n)⌋`, at least one, rounded down to a multiple. `None` where its factors
+/// would not be smaller than the matrix.
+pub fn uniform_rank(m: usize, n: usize, kept: f64, multiple: usize) -> Option<usize> {
+    #[expect(
+        clippy::cast_precision_loss,
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "a rank is a small positive number"
+    )]
+    let rank = (kept * (m * n) as f64 / (m + n) as f64).floor() as usize;
+    let rank = (rank / multiple * multiple).max(multiple);
+    (rank <= break_even(m, n)).then_some(rank)
+}
+
+/// The ranks a site may be given: multiples of `multiple` whose factors are smaller than what is
+/// stored now.
+pub(super) fn ranks(site: &Site, multiple: usize) -> impl Iterator<Item = usize> {
+    let (m, n) = (site.out_features, site.in_features);
+    let largest = match site.storage {
+        Storage::Dense => break_even(m, n),
+        Storage::LowRank { rank } => rank.saturating_sub(1),
+    };
+    (1..=largest / multiple).map(move |i| i * multiple)
+}
+
+/// Whether any rank can be offered for the site.
+pub(super) fn can_shrink(site: &Site, multiple: usize) -> bool {
+    !site.role.is_expert() && ranks(site, multiple).next().is_some()
+}
+
+/// One offer per rank, and the stored form. `energies` are what each component carries, largest
+/// first; dropping components loses `weight ·` their share of the total.
+pub(super) fn offers(site: &Site, energies: &[f64], weight: f64, multiple: usize) -> Vec<Offer> {
+    let total: f64 = energies.iter().sum();
+    let mut tails = vec![0.0; energies.len() + 1];
+    for (i, energy) in energies.iter().enumerate().rev() {
+        tails[i] = tails[i + 1] + energy;
+    }
+    let offer = |storage: Storage, lost: f64| Offer {
+        bytes: site.bytes(&storage),
+        expected_loss: if total > 0.0 { weight * lost / total } else { 0.0 },
+        storages: vec![storage],
+    };
+    let low_rank = ranks(site, multiple).map(|rank| {
+        let lost = tails.get(rank).copied().unwrap_or(0.0);
+        offer(Storage::LowRank { rank }, lost)
+    });
+    low_rank.chain([offer(site.storage.clone(), 0.0)]).collect()
+}
+
+/// The spectrum taken for granted where nothing was measured: component `i` of `k` carries
+/// `(1 - i/k)⁴`. Only its shape matters: convex, so that a plan from headers spreads the budget
+/// evenly over sites of one shape.
+pub(super) fn assumed_energies(site: &Site) -> Vec<f64> {
+    let k = site.stored_rank();
+    #[expect(clippy::cast_precision_loss, reason = "a rank is far below 2^52")]
+    let share = |i: usize| 1.0 - i as f64 / k as f64;
+    (0..k).map(|i| share(i).powi(4)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn break_even_is_the_last_rank_that_saves() {
+        for (m, n) in [(1, 1), (1, 7), (2, 2), (8, 8), (256, 688), (128, 256), (97, 101)] {
+            let r = break_even(m, n);
+            assert!(r * (m + n) < m * n || r == 0, "{m}x{n}: {r}");
+            assert!((r + 1) * (m + n) >= m * n, "{m}x{n}: {r}");
+        }
+    }
+
+    #[test]
+    fn uniform_ranks_are_those_of_the_literature() {
+        // ⌊0.8 · 4096² / 8192⌋ and the Llama-2 MLP shape, from the table of break-even ranks.
+        assert_eq!(uniform_rank(4096, 4096, 0.8, 1), Some(1638));
+        assert_eq!(uniform_rank(4096, 4096, 0.8, 128), Some(1536));
+        assert_eq!(uniform_rank(11008, 4096, 0.8, 1), Some(2388));
+        assert_eq!(uniform_rank(256, 688, 0.4, 1), Some(74));
+        // Keeping everything, or rounding up past the break-even, stays dense.
+        assert_eq!(uniform_rank(256, 256, 1.0, 1), None);
+        assert_eq!(uniform_rank(12, 12, 0.5, 8), None);
+    }
+}

@@ -1,0 +1,131 @@
+//! `WeLore`: the truncated singular value decomposition of the weight, without data
+//! (arXiv 2407.11239).
+//!
+//! ```text
+//! W = U diag(s) Vᵀ      u = U_r √s_r [m, r]      v = √s_r V_rᵀ [r, n]      lost share = Σ_{i>r} s_i² / Σ s_i²
+//! ```
+//!
+//! `--reduce F` is the paper's rule ([`reduction_ranks`]): one threshold over the min-max normalised
+//! singular values of all linears together, as the exact quantile.
+
+use candle_core::{DType, Tensor};
+
+use super::low_rank::{assumed_energies, can_shrink, offers, ranks};
+use super::{Analysis, Method, Needs, Pass, PassOptions, UnitOutput, UnitStats, Weights, single};
+use crate::arch::{Site, Storage, Unit};
+use crate::error::{Error, Result};
+use crate::linalg;
+use crate::plan::Offer;
+
+/// The pass.
+#[derive(Debug, Clone, Copy)]
+pub struct Welore {
+    options: PassOptions,
+}
+
+impl Welore {
+    /// With the given options.
+    pub fn new(options: PassOptions) -> Self {
+        Self { options }
+    }
+}
+
+impl Pass for Welore {
+    fn method(&self) -> Method {
+        Method::Welore
+    }
+
+    fn needs(&self) -> Needs {
+        Needs::Nothing
+    }
+
+    fn takes(&self, unit: &Unit) -> bool {
+        single(unit).is_ok_and(|site| can_shrink(site, self.options.rank_multiple))
+    }
+
+    fn analyse(&self, unit: &Unit, weights: &Weights<'_>, _: &UnitStats) -> Result<Analysis> {
+        let site = single(unit)?;
+        let svd = linalg::svd(&weights.weight(site)?, &site.name)?;
+        let kept = ranks(site, self.options.rank_multiple).last().unwrap_or(0).min(svd.s.len());
+        let device = svd.u.device();
+        let roots: Vec<f64> = svd.s[..kept].iter().map(|s| s.sqrt()).collect();
+        let roots = Tensor::from_vec(roots, kept, device)?;
+        let u = svd.u.narrow(1, 0, kept)?.broadcast_mul(&roots.unsqueeze(0)?)?;
+        let v = svd.vt.narrow(0, 0, kept)?.broadcast_mul(&roots.unsqueeze(1)?)?;
+        Ok(Analysis::default()
+            .with("singular_values", Tensor::from_vec(svd.s.clone(), svd.s.len(), device)?)
+            .with("u", u.to_dtype(DType::F32)?)
+            .with("v", v.to_dtype(DType::F32)?))
+    }
+
+    fn offers(&self, unit: &Unit, analysis: Option<&Analysis>) -> Result<Vec<Offer>> {
+        let site = single(unit)?;
+        let energies = match analysis {
+            Some(a) => a.numbers("singular_values")?.iter().map(|s| s * s).collect(),
+            None => assumed_energies(site),
+        };
+        // With no data every parameter counts the same.
+        let weight = site.parameters(&Storage::Dense) as f64;
+        Ok(offers(site, &energies, weight, self.options.rank_multiple))
+    }
+
+    fn apply(
+        &self,
+        unit: &Unit,
+        weights: &Weights<'_>,
+        analysis: &Analysis,
+        chosen: &Offer,
+    ) -> Result<UnitOutput> {
+        let site = single(unit)?;
+        let [Storage::LowRank { rank }] = chosen.storages.as_slice() else {
+            return Err(Error::Bug(format!("welore cannot carry out {:?}", chosen.storages)));
+        };
+        let mut output = UnitOutput::new();
+        let u = analysis.tensor("u")?.narrow(1, 0, *rank)?.contiguous()?;
+        let v = analysis.tensor("v")?.narrow(0, 0, *rank)?.contiguous()?;
+        output.insert(format!("{}.u.weight", site.name), u);
+        output.insert(format!("{}.v.weight", site.name), v);
+        if let Some(bias) = weights.bias(site)? {
+            output.insert(format!("{}.bias", site.name), bias.to_dtype(DType::F32)?);
+        }
+        Ok(output)
+    }
+}
+
+/// The paper's ranks for an effective rank reduction of `reduce` in `[0, 1)`: singular values of
+/// each linear are scaled to `z = (s - s_min) / (s_max - s_min)`, the `reduce` quantile of all of
+/// them is the threshold, and a linear keeps as many as lie above it. Where that is at least half
+/// of its rank it stays dense (`None`), since square factors would not be smaller.
+///
+/// # Errors
+/// An analysis of another pass is a bug.
+pub fn reduction_ranks(
+    linears: &[(&Site, &Analysis)],
+    reduce: f64,
+    multiple: usize,
+) -> Result<Vec<Option<usize>>> {
+    let mut scaled = Vec::with_capacity(linears.len());
+    for (_, analysis) in linears {
+        let s = analysis.numbers("singular_values")?;
+        let (max, min) = (s.first().copied().unwrap_or(0.0), s.last().copied().unwrap_or(0.0));
+        let span = if max > min { max - min } else { 1.0 };
+        scaled.push(s.iter().map(|v| (v - min) / span).collect::<Vec<f64>>());
+    }
+    let mut pooled: Vec<f64> = scaled.iter().flatten().copied().collect();
+    pooled.sort_by(f64::total_cmp);
+    #[expect(
+        clippy::cast_precision_loss,
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "a position in a list"
+    )]
+    let position = (reduce * pooled.len() as f64).round() as usize;
+    let threshold = pooled.get(position).copied().unwrap_or(f64::INFINITY);
+    let rank = |(site, z): (&Site, &Vec<f64>)| {
+        let above = z.partition_point(|&z| z >= threshold);
+        let rank = (above / multiple * multiple).max(multiple);
+        let shrinks = site.bytes(&Storage::LowRank { rank }) < site.bytes(&site.storage);
+        (2 * above < z.len() && shrinks).then_some(rank)
+    };
+    Ok(linears.iter().map(|(site, _)| *site).zip(&scaled).map(rank).collect())
+}

@@ -1,0 +1,196 @@
+//! From offers to a plan: the allocator for a size, or one of the published rank rules.
+
+use super::Context;
+use super::analyse::{Analyses, CalibrationText};
+use crate::arch::{Site, SourceModel, Storage, Unit};
+use crate::checkpoint::TensorSpec;
+use crate::error::{Error, Result};
+use crate::passes::{Analysis, Method, Needs, reduction_ranks, uniform_rank};
+use crate::plan::{
+    LossBasis, ModelId, Offer, Plan, PlannedUnit, Rule, allocate, forecast, output_tensors,
+};
+
+/// What the user wants planned.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Request {
+    /// How choices are made.
+    pub rule: Rule,
+    /// Ranks are multiples of this.
+    pub rank_multiple: usize,
+    /// No unit gets fewer than this fraction of the bytes that an even split would give it.
+    pub floor: f64,
+    /// Write dense tensors.
+    pub fold: bool,
+}
+
+/// An offer and the method that made it; `None` is the stored form.
+type Candidate = (Option<Method>, Offer);
+
+/// Draws the plan. Without `analyses`, from shapes and an assumed spectrum.
+///
+/// # Errors
+/// [`Error::BudgetTooSmall`] with the size of the smallest possible model; a rule that needs an
+/// analysis which is not there.
+pub fn draw_plan(
+    model: &SourceModel,
+    request: &Request,
+    analyses: Option<&Analyses>,
+    text: Option<&CalibrationText>,
+    context: Context<'_>,
+) -> Result<Plan> {
+    let units = model.units();
+    let candidates: Vec<Vec<Candidate>> =
+        units.iter().map(|unit| candidates(unit, analyses, context)).collect::<Result<_>>()?;
+    let chosen = match request.rule {
+        Rule::Target(target) => {
+            let weight_bytes = model.checkpoint.weight_bytes();
+            let fixed = weight_bytes - units.iter().map(Unit::stored_bytes).sum::<u64>();
+            let budget = target.bytes(weight_bytes);
+            by_budget(&units, &candidates, budget, fixed, request.floor)?
+        }
+        Rule::Uniform(kept) => uniform(&units, &candidates, kept, request.rank_multiple),
+        Rule::Reduce(reduce) => reduced(&units, &candidates, analyses, reduce, request)?,
+    };
+    let planned: Vec<PlannedUnit> = units
+        .iter()
+        .zip(candidates.into_iter().zip(chosen))
+        .map(|(unit, (candidates, index))| planned_unit(unit, candidates, index))
+        .collect::<Result<_>>()?;
+    let tensors = output_tensors(model, &planned, request.fold);
+    let calibrated = context.passes.iter().any(|pass| pass.needs() == Needs::Moments);
+    let text = text.filter(|_| calibrated);
+    Ok(Plan {
+        bantam: env!("CARGO_PKG_VERSION").to_owned(),
+        model: ModelId {
+            family: model.spec.family.model_type.to_owned(),
+            fingerprint: model.checkpoint.fingerprint()?,
+            weight_bytes: model.checkpoint.weight_bytes(),
+        },
+        rule: request.rule,
+        methods: context.passes.iter().map(|pass| pass.method()).collect(),
+        rank_multiple: request.rank_multiple,
+        fold: request.fold,
+        expected_loss: match (analyses, calibrated) {
+            (None, _) => LossBasis::Assumed,
+            (Some(_), true) => LossBasis::OutputEnergy,
+            (Some(_), false) => LossBasis::WeightEnergy,
+        },
+        calibration: text.map(CalibrationText::record),
+        memory: forecast(model, text.map(|t| (t.windows.count(), t.windows.length()))),
+        weight_bytes: tensors.iter().map(TensorSpec::bytes).sum(),
+        units: planned,
+        tensors,
+    })
+}
+
+/// Every offer for `unit`, by bytes ascending; the stored form is there once.
+fn candidates(
+    unit: &Unit,
+    analyses: Option<&Analyses>,
+    context: Context<'_>,
+) -> Result<Vec<Candidate>> {
+    let stored: Vec<Storage> = unit.sites.iter().map(|site| site.storage.clone()).collect();
+    let as_it_is = Offer { storages: stored, bytes: unit.stored_bytes(), expected_loss: 0.0 };
+    let mut found = Vec::new();
+    for pass in context.passes.iter().filter(|pass| pass.takes(unit)) {
+        let analysis = analyses.and_then(|a| a.get(unit.name(), pass.method()));
+        let offers = pass.offers(unit, analysis)?.into_iter();
+        let smaller = offers.filter(|offer| offer.storages != as_it_is.storages);
+        found.extend(smaller.map(|offer| (Some(pass.method()), offer)));
+    }
+    found.push((None, as_it_is));
+    if let Some((_, offer)) = found.iter().find(|(_, o)| !o.expected_loss.is_finite()) {
+        return Err(Error::NonFinite {
+            what: format!("the expected loss of `{}`", unit.name()),
+            detail: format!("for {:?}", offer.storages),
+        });
+    }
+    found.sort_by(|(_, a), (_, b)| {
+        a.bytes.cmp(&b.bytes).then(a.expected_loss.total_cmp(&b.expected_loss))
+    });
+    Ok(found)
+}
+
+fn by_budget(
+    units: &[Unit],
+    candidates: &[Vec<Candidate>],
+    budget: u64,
+    fixed: u64,
+    floor: f64,
+) -> Result<Vec<usize>> {
+    let offers: Vec<Vec<Offer>> =
+        candidates.iter().map(|c| c.iter().map(|(_, offer)| offer.clone()).collect()).collect();
+    let too_small = |smallest: u64| Error::BudgetTooSmall { budget, smallest: smallest + fixed };
+    let stored: u64 = units.iter().map(Unit::stored_bytes).sum();
+    let cheapest: u64 = offers.iter().filter_map(|o| o.first()).map(|o| o.bytes).sum();
+    let for_units = budget.checked_sub(fixed).ok_or_else(|| too_small(cheapest))?;
+    let even = (for_units as f64 / stored.max(1) as f64).min(1.0);
+    let floors: Vec<u64> =
+        units.iter().map(|unit| (floor * even * unit.stored_bytes() as f64) as u64).collect();
+    match allocate(&offers, &floors, for_units) {
+        Ok(allocation) => Ok(allocation.chosen),
+        Err(Error::BudgetTooSmall { smallest, .. }) => Err(too_small(smallest)),
+        Err(other) => Err(other),
+    }
+}
+
+/// Position of the candidate that stores the unit's only site with `rank`; the stored form otherwise.
+fn position(candidates: &[Candidate], rank: Option<usize>) -> usize {
+    let wanted = rank.map(|rank| vec![Storage::LowRank { rank }]);
+    let found = candidates.iter().position(|(_, offer)| Some(&offer.storages) == wanted.as_ref());
+    let stored = || candidates.iter().position(|(method, _)| method.is_none());
+    found.or_else(stored).unwrap_or(0)
+}
+
+fn uniform(
+    units: &[Unit],
+    candidates: &[Vec<Candidate>],
+    kept: f64,
+    multiple: usize,
+) -> Vec<usize> {
+    let rank = |unit: &Unit| match unit.sites.as_slice() {
+        [site] => uniform_rank(site.out_features, site.in_features, kept, multiple),
+        _ => None,
+    };
+    units.iter().zip(candidates).map(|(unit, c)| position(c, rank(unit))).collect()
+}
+
+fn reduced(
+    units: &[Unit],
+    candidates: &[Vec<Candidate>],
+    analyses: Option<&Analyses>,
+    reduce: f64,
+    request: &Request,
+) -> Result<Vec<usize>> {
+    let analyses = analyses.ok_or_else(|| {
+        Error::usage("--reduce ranks singular values", "add --measure to read the weights")
+    })?;
+    let linears: Vec<(usize, &Site, &Analysis)> = units
+        .iter()
+        .enumerate()
+        .filter_map(|(i, unit)| {
+            Some((i, &unit.sites[0], analyses.get(unit.name(), Method::Welore)?))
+        })
+        .collect();
+    let pairs: Vec<(&Site, &Analysis)> = linears.iter().map(|(_, s, a)| (*s, *a)).collect();
+    let ranks = reduction_ranks(&pairs, reduce, request.rank_multiple)?;
+    let mut chosen: Vec<usize> = candidates.iter().map(|c| position(c, None)).collect();
+    for ((unit, ..), rank) in linears.into_iter().zip(ranks) {
+        chosen[unit] = position(&candidates[unit], rank);
+    }
+    Ok(chosen)
+}
+
+fn planned_unit(unit: &Unit, mut candidates: Vec<Candidate>, index: usize) -> Result<PlannedUnit> {
+    let site = unit.sites.first().ok_or_else(|| Error::Bug("a unit without sites".into()))?;
+    let (method, offer) = candidates.swap_remove(index);
+    Ok(PlannedUnit {
+        unit: unit.name().to_owned(),
+        role: site.role,
+        layer: site.layer,
+        shape: [site.out_features, site.in_features],
+        bytes_in: unit.stored_bytes(),
+        method,
+        offer,
+    })
+}

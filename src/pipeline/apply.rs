@@ -1,0 +1,206 @@
+//! Apply and write: the plan's tensors in file order, one unit's output in memory at a time.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+
+use candle_core::{DType, Tensor};
+use serde_json::{Map, Value, json};
+
+use super::Context;
+use super::analyse::Analyses;
+use crate::arch::{Site, SourceModel, Storage, Unit};
+use crate::checkpoint::{ModelWriter, TensorSpec, WriteOptions, from_f32};
+use crate::error::{Error, Result};
+use crate::passes::{UnitOutput, Weights, check_output};
+use crate::plan::{Plan, PlannedUnit};
+
+/// What was written.
+#[derive(Debug, Clone)]
+pub struct Applied {
+    /// The output folder.
+    pub path: PathBuf,
+    /// Bytes of all weight tensors.
+    pub weight_bytes: u64,
+}
+
+/// Carries out `plan` and writes the model to `out`, which appears whole or not at all.
+///
+/// # Errors
+/// Whatever the passes or the writer refuse; [`Error::Interrupted`].
+pub fn apply(
+    model: &SourceModel,
+    plan: &Plan,
+    analyses: &Analyses,
+    out: &Path,
+    options: &WriteOptions,
+    context: Context<'_>,
+) -> Result<Applied> {
+    let mut writer = ModelWriter::create(out, &model.checkpoint, plan.tensors.clone(), options)?;
+    let mut maker = Maker::new(model, plan, analyses, context);
+    context.progress.begin("writing", plan.tensors.len() as u64);
+    for spec in &plan.tensors {
+        context.progress.check()?;
+        match maker.make(&spec.name)? {
+            Some(tensor) => {
+                let values = tensor.flatten_all()?.to_vec1::<f32>()?;
+                writer.write(&spec.name, &from_f32(spec.dtype, &values, &spec.name)?)?;
+            }
+            None => writer.copy(&model.checkpoint, model.checkpoint.require(&spec.name)?)?,
+        }
+        context.progress.advance(1);
+    }
+    context.progress.end();
+    let manifest = manifest(plan, analyses, &maker.errors)?;
+    let mut config = model.checkpoint.config().clone();
+    let declared = plan.declared_storage(model);
+    if declared.is_empty() {
+        config.remove("bantam");
+    } else {
+        config.set("bantam", json!({ "version": 1, "sites": declared }));
+    }
+    let written = writer.finish(&config, &manifest)?;
+    Ok(Applied { path: written.path, weight_bytes: written.weight_bytes })
+}
+
+/// Makes the tensors that passes change, a unit when the first of its tensors is due.
+struct Maker<'a> {
+    model: &'a SourceModel,
+    plan: &'a Plan,
+    analyses: &'a Analyses,
+    context: Context<'a>,
+    /// Index of the unit that makes a tensor.
+    makers: HashMap<String, (usize, Unit)>,
+    /// Made and not yet written.
+    pending: UnitOutput,
+    /// Relative error of each changed weight, `|W - u v| / |W|`.
+    errors: BTreeMap<String, f64>,
+}
+
+impl<'a> Maker<'a> {
+    fn new(
+        model: &'a SourceModel,
+        plan: &'a Plan,
+        analyses: &'a Analyses,
+        context: Context<'a>,
+    ) -> Self {
+        let mut makers = HashMap::new();
+        for (index, (unit, planned)) in model.units().into_iter().zip(&plan.units).enumerate() {
+            if !changes(&unit, planned, plan.fold) {
+                continue;
+            }
+            for tensor in written_tensors(&unit, planned, plan.fold) {
+                makers.insert(tensor.name, (index, unit.clone()));
+            }
+        }
+        Self {
+            model,
+            plan,
+            analyses,
+            context,
+            makers,
+            pending: UnitOutput::new(),
+            errors: BTreeMap::new(),
+        }
+    }
+
+    /// The values of tensor `name` in f32; `None` where it is copied as it is.
+    fn make(&mut self, name: &str) -> Result<Option<Tensor>> {
+        if let Some(tensor) = self.pending.remove(name) {
+            return Ok(Some(tensor));
+        }
+        let Some((index, unit)) = self.makers.get(name).cloned() else { return Ok(None) };
+        let output = self.unit_output(&unit, &self.plan.units[index])?;
+        check_output(&output, &written_tensors(&unit, &self.plan.units[index], self.plan.fold))?;
+        self.pending.extend(output);
+        Ok(self.pending.remove(name))
+    }
+
+    fn unit_output(&mut self, unit: &Unit, planned: &PlannedUnit) -> Result<UnitOutput> {
+        let weights = Weights::new(&self.model.checkpoint, self.context.device);
+        let Some(method) = planned.method else {
+            // Stored as factors and left as it is, but to be folded.
+            return unit
+                .sites
+                .iter()
+                .map(|site| folded(site, &weights))
+                .collect::<Result<Vec<_>>>()
+                .map(|sites| sites.into_iter().flatten().collect());
+        };
+        let pass =
+            self.context.passes.iter().find(|pass| pass.method() == method).ok_or_else(|| {
+                Error::usage(
+                    format!("the plan uses method `{method}`"),
+                    format!("add --method {method}"),
+                )
+            })?;
+        let analysis = self
+            .analyses
+            .get(unit.name(), method)
+            .ok_or_else(|| Error::Bug(format!("`{}` was not analysed by {method}", unit.name())))?;
+        let mut output = pass.apply(unit, &weights, analysis, &planned.offer)?;
+        for (site, storage) in unit.sites.iter().zip(&planned.offer.storages) {
+            self.finish_site(site, storage, &weights, &mut output)?;
+        }
+        Ok(output)
+    }
+
+    /// Records the error of a site's factors, rounded as they will be written, and folds them.
+    fn finish_site(
+        &mut self,
+        site: &Site,
+        storage: &Storage,
+        weights: &Weights<'_>,
+        output: &mut UnitOutput,
+    ) -> Result<()> {
+        let Storage::LowRank { .. } = storage else { return Ok(()) };
+        let [v, u] = ["v.weight", "u.weight"].map(|part| format!("{}.{part}", site.name));
+        let (Some(v), Some(u)) = (output.get(&v).cloned(), output.get(&u).cloned()) else {
+            return Ok(());
+        };
+        let product = u.to_dtype(DType::F64)?.matmul(&v.to_dtype(DType::F64)?)?;
+        let weight = weights.weight(site)?;
+        let norm =
+            |t: &Tensor| -> Result<f64> { Ok(t.sqr()?.sum_all()?.to_scalar::<f64>()?.sqrt()) };
+        let size = norm(&weight)?;
+        let error = norm(&(&weight - &product)?)?;
+        self.errors.insert(site.name.clone(), if size > 0.0 { error / size } else { 0.0 });
+        if self.plan.fold {
+            output.retain(|name, _| !name.ends_with(".v.weight") && !name.ends_with(".u.weight"));
+            output.insert(format!("{}.weight", site.name), product.to_dtype(DType::F32)?);
+        }
+        Ok(())
+    }
+}
+
+/// Whether any tensor of the unit differs from the input's.
+fn changes(unit: &Unit, planned: &PlannedUnit, fold: bool) -> bool {
+    let folds = fold && unit.sites.iter().any(|site| site.storage != Storage::Dense);
+    planned.method.is_some() || folds
+}
+
+fn written_tensors(unit: &Unit, planned: &PlannedUnit, fold: bool) -> Vec<TensorSpec> {
+    let sites = unit.sites.iter().zip(&planned.offer.storages);
+    sites.flat_map(|(site, s)| site.tensors(if fold { &Storage::Dense } else { s })).collect()
+}
+
+/// A site's weight multiplied out, and its bias.
+fn folded(site: &Site, weights: &Weights<'_>) -> Result<Vec<(String, Tensor)>> {
+    let mut tensors =
+        vec![(format!("{}.weight", site.name), weights.weight(site)?.to_dtype(DType::F32)?)];
+    if let Some(bias) = weights.bias(site)? {
+        tensors.push((format!("{}.bias", site.name), bias.to_dtype(DType::F32)?));
+    }
+    Ok(tensors)
+}
+
+/// `bantam.json`: the plan, the error of every changed weight, and the numeric repairs.
+fn manifest(plan: &Plan, analyses: &Analyses, errors: &BTreeMap<String, f64>) -> Result<Value> {
+    let as_json = |e: serde_json::Error| Error::Bug(e.to_string());
+    let mut manifest = Map::new();
+    manifest.insert("bantam".into(), json!(env!("CARGO_PKG_VERSION")));
+    manifest.insert("weight_bytes".into(), json!(plan.weight_bytes));
+    manifest.insert("relative_error".into(), serde_json::to_value(errors).map_err(as_json)?);
+    manifest.insert("repairs".into(), serde_json::to_value(analyses.repairs()).map_err(as_json)?);
+    manifest.insert("plan".into(), serde_json::to_value(plan).map_err(as_json)?);
+    Ok(Value::Object(manifest))
+}

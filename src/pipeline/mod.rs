@@ -1,0 +1,35 @@
+//! The road from one checkpoint to a smaller one.
+//!
+//! ```text
+//!  open ──► draft ──► measure + analyse ──► allocate ──► apply + write ──► verify
+//!  headers  feasible?  block by block       one budget    unit by unit      reload, compare
+//! ```
+//!
+//! Each step is a function here; a verb of the command line calls as many of them as it needs.
+
+mod allocate;
+mod analyse;
+mod apply;
+mod verify;
+
+pub use allocate::{Request, draw_plan};
+pub use analyse::{Analyses, CalibrationText, analyse};
+pub use apply::{Applied, apply};
+pub use verify::verify;
+
+use candle_core::Device;
+
+use crate::passes::Pass;
+use crate::progress::Progress;
+
+/// What every step needs besides its data.
+#[derive(Clone, Copy)]
+#[expect(missing_debug_implementations, reason = "a trait object has nothing to show")]
+pub struct Context<'a> {
+    /// The passes, in the order given.
+    pub passes: &'a [Box<dyn Pass>],
+    /// Where tensors live.
+    pub device: &'a Device,
+    /// Who is told.
+    pub progress: &'a dyn Progress,
+}

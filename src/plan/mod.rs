@@ -1,0 +1,14 @@
+//! Where to spend the bytes: offers, the one allocator, and the plan that compress carries out.
+
+mod allocator;
+mod memory;
+mod offer;
+mod plan_file;
+mod target;
+
+pub use allocator::{Allocation, allocate};
+pub use memory::{Forecast, forecast};
+pub use offer::{Offer, efficient};
+pub(crate) use plan_file::output_tensors;
+pub use plan_file::{Calibration, LossBasis, ModelId, Plan, PlannedUnit, Rule};
+pub use target::{Target, format_size, parse_size};

@@ -1,0 +1,242 @@
+//! The plan: what compress will do, exactly, as a file that can be read, compared and carried out.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use super::memory::Forecast;
+use super::offer::Offer;
+use super::target::Target;
+use crate::arch::{Role, SourceModel, Storage};
+use crate::checkpoint::TensorSpec;
+use crate::error::{Error, Result};
+use crate::passes::Method;
+
+/// What compress will do.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Plan {
+    /// Version of bantam that drew it.
+    pub bantam: String,
+    /// The model it is for.
+    pub model: ModelId,
+    /// How the choices were made.
+    pub rule: Rule,
+    /// The methods whose offers were considered.
+    pub methods: Vec<Method>,
+    /// Ranks are multiples of this.
+    pub rank_multiple: usize,
+    /// Factors are multiplied out again before writing.
+    pub fold: bool,
+    /// What the expected losses rest on.
+    pub expected_loss: LossBasis,
+    /// The calibration, where there was one.
+    pub calibration: Option<Calibration>,
+    /// Memory that compress will need.
+    pub memory: Forecast,
+    /// Bytes of all tensors below.
+    pub weight_bytes: u64,
+    /// What was chosen for every unit, in layer order.
+    pub units: Vec<PlannedUnit>,
+    /// Every tensor of the output, in the order written.
+    pub tensors: Vec<TensorSpec>,
+}
+
+/// Identifies the input.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModelId {
+    /// `model_type`.
+    pub family: String,
+    /// Hash of config and headers.
+    pub fingerprint: String,
+    /// Bytes of all weight tensors.
+    pub weight_bytes: u64,
+}
+
+/// How ranks are chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Rule {
+    /// The allocator fits the offers to a size.
+    Target(Target),
+    /// Every linear keeps the same fraction of its parameters.
+    Uniform(f64),
+    /// One threshold over the normalised singular values of all linears removes this fraction.
+    Reduce(f64),
+}
+
+/// What expected losses rest on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LossBasis {
+    /// Shapes alone and an assumed spectrum: read from headers.
+    Assumed,
+    /// The energy each linear loses at its output, relative to the residual stream it adds to.
+    OutputEnergy,
+    /// The energy of the weights.
+    WeightEnergy,
+}
+
+/// The text that was measured.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Calibration {
+    /// Hash of the text files.
+    pub text_sha256: String,
+    /// Windows read.
+    pub windows: usize,
+    /// Tokens of each.
+    pub window: usize,
+    /// Hash of the token windows.
+    pub windows_sha256: String,
+}
+
+/// The choice for one unit.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PlannedUnit {
+    /// The unit's name: of its first site.
+    pub unit: String,
+    /// Role of its first site.
+    pub role: Role,
+    /// Its layer.
+    pub layer: usize,
+    /// `[out, in]` of its first site.
+    pub shape: [usize; 2],
+    /// Bytes in the input.
+    pub bytes_in: u64,
+    /// The method whose offer was taken; `None` leaves it as it is.
+    pub method: Option<Method>,
+    /// The offer.
+    #[serde(flatten)]
+    pub offer: Offer,
+}
+
+impl Plan {
+    /// Reads a plan file and checks that it was drawn for `model`.
+    ///
+    /// # Errors
+    /// [`Error::InvalidFile`] where it is malformed, or for another model.
+    pub fn read(file: &Path, model: &SourceModel) -> Result<Self> {
+        let invalid = |problem: String, hint: &str| Error::InvalidFile {
+            file: file.to_owned(),
+            problem,
+            hint: Some(hint.into()),
+        };
+        let text = std::fs::read_to_string(file).map_err(|e| Error::io("read", file, e))?;
+        let plan: Self = serde_json::from_str(&text)
+            .map_err(|e| invalid(e.to_string(), "write a plan with `bantam plan … -o FILE`"))?;
+        let found = model.checkpoint.fingerprint()?;
+        if plan.model.fingerprint != found {
+            let expected = &plan.model.fingerprint;
+            let problem = format!("it was drawn for model {expected}, this model is {found}");
+            return Err(invalid(problem, "draw a new plan for this model"));
+        }
+        // A plan may have been edited: everything that follows from the choices must still follow.
+        plan.check(model).map_err(|problem| invalid(problem, "draw the plan again"))?;
+        Ok(plan)
+    }
+
+    fn check(&self, model: &SourceModel) -> Result<(), String> {
+        let units = model.units();
+        if units.len() != self.units.len() {
+            return Err(format!("it has {} units, the model {}", self.units.len(), units.len()));
+        }
+        for (unit, planned) in units.iter().zip(&self.units) {
+            let name = &planned.unit;
+            if unit.name() != name || unit.sites.len() != planned.offer.storages.len() {
+                return Err(format!("unit `{name}` stands where `{}` is expected", unit.name()));
+            }
+            let sites = || unit.sites.iter().zip(&planned.offer.storages);
+            if let Some((site, rank)) = sites().find_map(|(site, storage)| match storage {
+                Storage::LowRank { rank } if *rank == 0 || *rank > site.stored_rank() => {
+                    Some((site, rank))
+                }
+                _ => None,
+            }) {
+                return Err(format!(
+                    "rank {rank} of `{}` is not in 1..={}",
+                    site.name,
+                    site.stored_rank()
+                ));
+            }
+            let bytes: u64 = sites().map(|(site, storage)| site.bytes(storage)).sum();
+            if bytes != planned.offer.bytes {
+                return Err(format!(
+                    "unit `{name}` has {bytes} bytes, not {}",
+                    planned.offer.bytes
+                ));
+            }
+        }
+        let tensors = output_tensors(model, &self.units, self.fold);
+        if tensors != self.tensors {
+            return Err("its list of tensors does not follow from its units".into());
+        }
+        let bytes: u64 = tensors.iter().map(TensorSpec::bytes).sum();
+        if bytes != self.weight_bytes {
+            return Err(format!("its tensors have {bytes} bytes, not {}", self.weight_bytes));
+        }
+        Ok(())
+    }
+
+    /// The plan as JSON, a line per value.
+    ///
+    /// # Errors
+    /// [`Error::Bug`] if it cannot be written as JSON.
+    pub fn to_json(&self) -> Result<String> {
+        let text = serde_json::to_string_pretty(self).map_err(|e| Error::Bug(e.to_string()))?;
+        Ok(text + "\n")
+    }
+
+    /// Storage of every site that is not dense, as `config.json` declares it.
+    pub fn declared_storage(
+        &self,
+        model: &SourceModel,
+    ) -> serde_json::Map<String, serde_json::Value> {
+        let mut declared = serde_json::Map::new();
+        if self.fold {
+            return declared;
+        }
+        for (unit, planned) in model.units().iter().zip(&self.units) {
+            for (site, storage) in unit.sites.iter().zip(&planned.offer.storages) {
+                if let Storage::LowRank { rank } = storage {
+                    let value = serde_json::json!({ "kind": "low_rank", "rank": rank });
+                    declared.insert(site.name.clone(), value);
+                }
+            }
+        }
+        declared
+    }
+}
+
+/// Every tensor of the output in the order of the input: a site's new tensors stand where its first
+/// weight stood, biases and everything else stay.
+pub(crate) fn output_tensors(
+    model: &SourceModel,
+    units: &[PlannedUnit],
+    fold: bool,
+) -> Vec<TensorSpec> {
+    let mut owner = std::collections::HashMap::new();
+    for (unit, planned) in model.units().into_iter().zip(units) {
+        for (site, storage) in unit.sites.into_iter().zip(&planned.offer.storages) {
+            let new = site.tensors(if fold { &Storage::Dense } else { storage });
+            for tensor in site.tensors(&site.storage) {
+                owner.insert(tensor.name, (site.name.clone(), new.clone()));
+            }
+        }
+    }
+    let mut placed = std::collections::HashSet::new();
+    let mut tensors = Vec::new();
+    for info in model.checkpoint.tensors() {
+        match owner.get(&info.name) {
+            None => tensors.push(info.spec()),
+            Some((site, new)) => {
+                let bias = |spec: &TensorSpec| spec.name == format!("{site}.bias");
+                if info.name == format!("{site}.bias") {
+                    tensors.extend(new.iter().filter(|s| bias(s)).cloned());
+                } else if placed.insert(site) {
+                    tensors.extend(new.iter().filter(|s| !bias(s)).cloned());
+                }
+            }
+        }
+    }
+    tensors
+}
