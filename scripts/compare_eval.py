@@ -88,7 +88,6 @@ def main() -> None:
     best = min(seconds, key=seconds.get)
     report = {
         "nll": nll,
-        "nll_stderr": loss.std().item() / math.sqrt(loss.numel()),
         "perplexity": math.exp(nll),
         "tokens": loss.numel(),
         "window": args.window,

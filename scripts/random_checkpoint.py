@@ -134,6 +134,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--tokenizer", type=Path, metavar="FOLDER", help="a model folder to copy the tokenizer from")
     args = parser.parse_args()
+    if args.out.exists():
+        parser.error(f"{args.out} exists")
     if args.hidden % args.heads or args.heads % args.kv_heads:
         parser.error("--heads must divide --hidden, and --kv-heads must divide --heads")
     if args.tokenizer:

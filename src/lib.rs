@@ -19,6 +19,7 @@
 pub mod arch;
 pub mod checkpoint;
 pub mod cli;
+mod digest;
 pub mod error;
 pub mod eval;
 pub mod linalg;

@@ -38,7 +38,14 @@ impl SourceModel {
     /// Any malformed file, an unknown family or feature, a tensor that is missing or has another
     /// shape than `config.json` implies.
     pub fn open(path: &Path) -> Result<Self> {
-        let checkpoint = Checkpoint::open(path)?;
+        Self::from_checkpoint(Checkpoint::open(path)?)
+    }
+
+    /// Takes a checkpoint that is open.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn from_checkpoint(checkpoint: Checkpoint) -> Result<Self> {
         let spec = ModelSpec::from_config(&checkpoint)?;
         let sites = layout::sites(&checkpoint, &spec)?;
         layout::check_remaining(&checkpoint, &spec)?;

@@ -1,11 +1,8 @@
 //! A cheap identity of a checkpoint, to tell whether what was measured belongs to it.
 
-use std::fmt::Write;
-
-use sha2::{Digest, Sha256};
-
 use super::error::CheckpointError;
 use super::reader::Checkpoint;
+use crate::digest::Digest;
 
 /// How many tensors are sampled at most.
 const SAMPLES: usize = 1024;
@@ -24,10 +21,10 @@ impl Checkpoint {
     /// # Errors
     /// A file that changed its length, or cannot be mapped.
     pub fn fingerprint(&self) -> Result<String, CheckpointError> {
-        let mut hash = Sha256::new();
+        let mut hash = Digest::default();
         // Every part is preceded by its length, so that no two lists of parts look alike.
         let mut part = |bytes: &[u8]| {
-            hash.update((bytes.len() as u64).to_le_bytes());
+            hash.update(&(bytes.len() as u64).to_le_bytes());
             hash.update(bytes);
         };
         part(self.config().text().as_bytes());
@@ -47,10 +44,6 @@ impl Checkpoint {
             part(&bytes[start..bytes.len().min(start + SAMPLE_BYTES)]);
             self.release(tensor);
         }
-        Ok(hash.finalize().iter().fold(String::new(), |mut hex, byte| {
-            // Writing to a string cannot fail.
-            let _ = write!(hex, "{byte:02x}");
-            hex
-        }))
+        Ok(hash.hex())
     }
 }

@@ -4,9 +4,9 @@
 //!   hub ──► Checkpoint::open ──► Config, TensorInfo ──► bytes ──► to_f32 ──► …
 //!  a name   headers only         what there is          mapped    checked
 //!
-//!   … ──► from_f32 ──► ModelWriter::write ──► finish
-//!         rounded      shard by shard, in     fsync, index, config last,
-//!                      a hidden folder        one rename
+//!   … ──► from_f32 ──► ModelWriter::write ──► seal ─────► reopen ──► publish
+//!         rounded      shard by shard, in     fsync,      verify     config last,
+//!                      a hidden folder        index                  one rename
 //! ```
 //!
 //! A checkpoint is a folder in Hugging Face layout. Reading validates everything once, then trusts
@@ -40,4 +40,4 @@ pub use problem::{ConfigProblem, HeaderProblem, IndexProblem, OutputProblem};
 pub use reader::{Checkpoint, MANIFEST_FILE};
 pub use safetensors::Dtype;
 pub use tensor::{TensorInfo, TensorSpec};
-pub use writer::{ModelWriter, WriteOptions, WrittenModel};
+pub use writer::{ModelWriter, SealedModel, WriteOptions, WrittenModel};

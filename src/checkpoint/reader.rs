@@ -50,7 +50,11 @@ impl Checkpoint {
             }
             Err(e) => return Err(CheckpointError::io("read", path, e)),
         }
-        let config = Config::read(&path.join(CONFIG_FILE))?;
+        Self::open_with(path, Config::read(&path.join(CONFIG_FILE))?)
+    }
+
+    /// As [`open`](Self::open), for a folder whose config is not written yet.
+    pub(super) fn open_with(path: &Path, config: Config) -> Result<Self, CheckpointError> {
         let index_file = path.join(INDEX_FILE);
         if index_file.try_exists().map_err(|e| CheckpointError::io("read", &index_file, e))? {
             let weight_map = index::read(&index_file)?;

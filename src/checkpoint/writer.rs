@@ -168,12 +168,21 @@ impl ModelWriter {
     /// Completes the model and puts it in its place: `config`, and `manifest` as `bantam.json`.
     ///
     /// # Errors
-    /// A full disk, an output that appeared meanwhile; a bug if tensors are still to be written.
+    /// Those of [`seal`](Self::seal) and [`SealedModel::publish`].
     pub fn finish(
         self,
         config: &Config,
         manifest: &Value,
     ) -> Result<WrittenModel, CheckpointError> {
+        self.seal(config, manifest)?.publish()
+    }
+
+    /// Completes the model but for `config`, without which it is no model to anybody, and leaves it
+    /// where it can be looked over before it is published.
+    ///
+    /// # Errors
+    /// A full disk; a bug if tensors are still to be written.
+    pub fn seal(self, config: &Config, manifest: &Value) -> Result<SealedModel, CheckpointError> {
         if let Some(tensor) = self.expected() {
             let (left, first) = (self.layout.tensors.len() - self.next, &tensor.name);
             return Err(CheckpointError::Bug(format!(
@@ -184,11 +193,12 @@ impl ModelWriter {
         self.copy_side_files()?;
         write_whole(folder.join(MANIFEST_FILE), format!("{manifest:#}\n").as_bytes())?;
         self.write_index()?;
-        // Last: a folder without it is no model to anybody.
-        write_whole(folder.join(CONFIG_FILE), config.text().as_bytes())?;
-        let (weight_bytes, shards) = (self.layout.weight_bytes(), self.layout.shards.len());
-        let path = self.staging.publish()?;
-        Ok(WrittenModel { path, weight_bytes, shards })
+        Ok(SealedModel {
+            staging: self.staging,
+            config: config.clone(),
+            weight_bytes: self.layout.weight_bytes(),
+            shards: self.layout.shards.len(),
+        })
     }
 
     /// The next tensor, which has to be `name`, with its file open.
@@ -275,6 +285,35 @@ impl ModelWriter {
         let map: BTreeMap<_, _> = tensors.iter().map(|t| t.name.as_str()).zip(files).collect();
         let text = index::render(&map, self.layout.weight_bytes());
         write_whole(self.staging.path().join(INDEX_FILE), text.as_bytes())
+    }
+}
+
+/// A model that is written and not yet in its place. Dropped, it leaves nothing behind.
+#[derive(Debug)]
+pub struct SealedModel {
+    staging: Staging,
+    config: Config,
+    weight_bytes: u64,
+    shards: usize,
+}
+
+impl SealedModel {
+    /// Opens what was written, as anybody will find it.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::open`].
+    pub fn reopen(&self) -> Result<Checkpoint, CheckpointError> {
+        Checkpoint::open_with(self.staging.path(), self.config.clone())
+    }
+
+    /// Writes the config and puts the model in its place.
+    ///
+    /// # Errors
+    /// A full disk, an output that appeared meanwhile.
+    pub fn publish(self) -> Result<WrittenModel, CheckpointError> {
+        write_whole(self.staging.path().join(CONFIG_FILE), self.config.text().as_bytes())?;
+        let path = self.staging.publish()?;
+        Ok(WrittenModel { path, weight_bytes: self.weight_bytes, shards: self.shards })
     }
 }
 

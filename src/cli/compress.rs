@@ -13,7 +13,7 @@ use super::report::{exact_size, peak_rss_bytes, peak_text};
 use crate::arch::SourceModel;
 use crate::checkpoint::{ModelWriter, WriteOptions};
 use crate::error::{Error, Result};
-use crate::passes::{Needs, Pass, Repairs};
+use crate::passes::{Needs, Repairs};
 use crate::pipeline::{CalibrationText, Context, Request, analyse, apply, draw_plan};
 use crate::plan::{Plan, Rule};
 
@@ -142,8 +142,8 @@ fn refuse_early(
     options: &WriteOptions,
     context: Context<'_>,
 ) -> Result<()> {
-    let measures = |pass: &&Box<dyn Pass>| pass.needs() == Needs::Moments;
-    if let (None, Some(pass)) = (text, context.passes.iter().find(measures)) {
+    let mut passes = context.passes.iter();
+    if let (None, Some(pass)) = (text, passes.find(|pass| pass.needs() == Needs::Moments)) {
         return Err(Error::usage(
             format!("method `{}` measures activations and needs calibration text", pass.method()),
             "add --text FILE",

@@ -10,6 +10,8 @@
 //! fixed, and work is cut into [`dense::DEGREE`] pieces whatever the number of threads, so that the same input
 //! gives the same bits. `dense` is the bridge between candle's row-major tensors and faer.
 
+#![allow(clippy::missing_errors_doc, reason = "stated once, above, for all of them")]
+
 mod dense;
 mod eigh;
 mod qr;

@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
-use sha2::{Digest, Sha256};
 
+use crate::digest::Digest;
 use crate::error::{Error, Result};
 
 /// Text as read, and what identifies it.
@@ -23,7 +23,7 @@ impl Text {
     /// # Errors
     /// A file that cannot be read, is not UTF-8, is empty, or has a line without a `text` string.
     pub fn read(files: &[PathBuf]) -> Result<Self> {
-        let mut hash = Sha256::new();
+        let mut hash = Digest::default();
         let mut parts = Vec::new();
         for file in files {
             let bytes = std::fs::read(file).map_err(|e| Error::io("read", file, e))?;
@@ -37,8 +37,7 @@ impl Text {
             let jsonl = file.extension().is_some_and(|e| e.eq_ignore_ascii_case("jsonl"));
             parts.push(if jsonl { documents(file, &text)?.join("\n\n") } else { text });
         }
-        let sha256 = hash.finalize().iter().map(|b| format!("{b:02x}")).collect();
-        Ok(Self { content: parts.join("\n\n"), sha256 })
+        Ok(Self { content: parts.join("\n\n"), sha256: hash.hex() })
     }
 }
 

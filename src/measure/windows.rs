@@ -2,10 +2,9 @@
 
 use std::path::Path;
 
-use safetensors::{Dtype, SafeTensors};
-use sha2::{Digest, Sha256};
-
+use crate::digest::Digest;
 use crate::error::{Error, Result};
+use safetensors::{Dtype, SafeTensors};
 
 /// Windows of equal length, disjoint unless drawn.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -110,12 +109,12 @@ impl Windows {
 
     /// Identifies the tokens and their cut, in hex.
     pub fn sha256(&self) -> String {
-        let mut hash = Sha256::new();
-        hash.update((self.length as u64).to_le_bytes());
+        let mut hash = Digest::default();
+        hash.update(&(self.length as u64).to_le_bytes());
         for id in &self.ids {
-            hash.update(id.to_le_bytes());
+            hash.update(&id.to_le_bytes());
         }
-        hash.finalize().iter().map(|b| format!("{b:02x}")).collect()
+        hash.hex()
     }
 }
 

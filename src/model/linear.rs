@@ -14,6 +14,8 @@ use crate::error::Result;
 pub fn load_tensor(checkpoint: &Checkpoint, name: &str, device: &Device) -> Result<Tensor> {
     let info = checkpoint.require(name)?;
     let values = to_f32(info.dtype, checkpoint.bytes(info)?, name)?;
+    // The values are ours now; the mapped pages would only add to what the process seems to hold.
+    checkpoint.release(info);
     Ok(Tensor::from_vec(values, info.shape.as_slice(), device)?)
 }
 

@@ -11,6 +11,7 @@ use crate::ops;
 
 /// What follows the attention.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "there is one per block, and nearly all are dense")]
 pub(super) enum Mlp {
     Gated(Gated),
     Experts { router: Tensor, experts: Vec<Gated>, top_k: usize, renormalise: bool },

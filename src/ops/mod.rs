@@ -14,6 +14,12 @@
 //! runs. Rows are spread over rayon's threads and every sum has a fixed order: results do not depend on the
 //! number of threads. `lanes` is how loops are vectorised, `operand` how operands are checked.
 
+#![allow(
+    clippy::inline_always,
+    reason = "kernels must be compiled inside the dispatching function"
+)]
+#![allow(clippy::missing_errors_doc, reason = "stated once, above: operands that do not fit")]
+
 mod causal_attention;
 mod causal_softmax;
 mod cross_entropy;

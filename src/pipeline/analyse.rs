@@ -104,8 +104,9 @@ pub fn analyse(
 
 /// Runs one block and returns the statistics of its sites that some pass takes.
 fn measured(stream: &mut Stream<'_>, units: &[&Unit], context: Context<'_>) -> Result<UnitStats> {
-    let wanted = |pass: &&Box<dyn Pass>| pass.needs() == Needs::Moments;
-    let taken = |unit: &&&Unit| context.passes.iter().filter(wanted).any(|pass| pass.takes(unit));
+    let measures =
+        |pass: &dyn Pass, unit: &Unit| pass.needs() == Needs::Moments && pass.takes(unit);
+    let taken = |unit: &&&Unit| context.passes.iter().any(|pass| measures(pass.as_ref(), unit));
     let sites: Vec<&Site> = units.iter().filter(taken).flat_map(|unit| &unit.sites).collect();
     let mut moments = LayerMoments::for_sites(&sites, context.device)?;
     stream.advance(&mut moments, context.progress)?;

@@ -8,6 +8,7 @@ use serde_json::{Map, Value, json};
 
 use super::Context;
 use super::analyse::Analyses;
+use super::verify::verify;
 use crate::arch::{Site, SourceModel, Storage, Unit};
 use crate::checkpoint::{ModelWriter, TensorSpec, WriteOptions, from_f32};
 use crate::error::{Error, Result};
@@ -23,7 +24,7 @@ pub struct Applied {
     pub weight_bytes: u64,
 }
 
-/// Carries out `plan` and writes the model to `out`, which appears whole or not at all.
+/// Carries out `plan` and writes the model to `out`, which appears whole and verified or not at all.
 ///
 /// # Errors
 /// Whatever the passes or the writer refuse; [`Error::Interrupted`].
@@ -58,7 +59,9 @@ pub fn apply(
     } else {
         config.set("bantam", json!({ "version": 1, "sites": declared }));
     }
-    let written = writer.finish(&config, &manifest)?;
+    let sealed = writer.seal(&config, &manifest)?;
+    verify(sealed.reopen()?, plan, context)?;
+    let written = sealed.publish()?;
     Ok(Applied { path: written.path, weight_bytes: written.weight_bytes })
 }
 

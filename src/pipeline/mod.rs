@@ -1,8 +1,8 @@
 //! The road from one checkpoint to a smaller one.
 //!
 //! ```text
-//!  open ──► draft ──► measure + analyse ──► allocate ──► apply + write ──► verify
-//!  headers  feasible?  block by block       one budget    unit by unit      reload, compare
+//!  open ──► draft ──► measure + analyse ──► allocate ──► apply + write ──► verify ──► publish
+//!  headers  feasible?  block by block       one budget    unit by unit      reload     rename
 //! ```
 //!
 //! Each step is a function here; a verb of the command line calls as many of them as it needs.
@@ -15,7 +15,6 @@ mod verify;
 pub use allocate::{Request, draw_plan};
 pub use analyse::{Analyses, CalibrationText, analyse};
 pub use apply::{Applied, apply};
-pub use verify::verify;
 
 use candle_core::Device;
 

@@ -1,21 +1,20 @@
 //! Verify: reopen what was written and compare it with the plan, tensor by tensor.
 
-use std::path::Path;
-
 use super::Context;
 use crate::arch::SourceModel;
-use crate::checkpoint::check_finite;
+use crate::checkpoint::{Checkpoint, check_finite};
 use crate::error::{Error, Result};
 use crate::plan::Plan;
 
-/// Checks that the model in `out` opens, that its tensors are the plan's by name, shape, dtype and
-/// bytes, and that every value is finite.
+/// Checks that what was written opens as a model, that its tensors are the plan's by name, shape,
+/// dtype and bytes, and that every value is finite.
 ///
 /// # Errors
 /// [`Error::Verification`] naming the first difference; whatever opening refuses.
-pub fn verify(out: &Path, plan: &Plan, context: Context<'_>) -> Result<()> {
-    let differs = |problem: String| Error::Verification { file: out.to_owned(), problem };
-    let written = SourceModel::open(out)?;
+pub(super) fn verify(written: Checkpoint, plan: &Plan, context: Context<'_>) -> Result<()> {
+    let root = written.root().to_owned();
+    let differs = |problem: String| Error::Verification { file: root.clone(), problem };
+    let written = SourceModel::from_checkpoint(written)?;
     let checkpoint = &written.checkpoint;
     let mut found = 0;
     context.progress.begin("verifying", plan.tensors.len() as u64);
@@ -28,6 +27,7 @@ pub fn verify(out: &Path, plan: &Plan, context: Context<'_>) -> Result<()> {
             return Err(differs(format!("`{}` is {:?}, planned {spec:?}", spec.name, info.spec())));
         }
         check_finite(info.dtype, checkpoint.bytes(info)?, &spec.name)?;
+        checkpoint.release(info);
         found += 1;
         context.progress.advance(1);
     }
