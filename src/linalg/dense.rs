@@ -1,5 +1,5 @@
-//! The bridge between candle's row-major tensors and faer's matrices, and what all decompositions share:
-//! finite input, scratch memory, degree of parallelism, signs.
+//! The bridge between candle's row-major tensors and faer's matrices, and what all decompositions
+//! share: finite input, scratch memory, degree of parallelism, signs.
 
 use candle_core::{DType, Device, Storage, Tensor};
 use faer::dyn_stack::{MemBuffer, StackReq};
@@ -8,8 +8,8 @@ use rayon::prelude::*;
 
 use crate::error::{Error, Result};
 
-/// Pieces faer cuts its work into. Fixed, because partial sums follow the pieces: a count taken from the machine
-/// would change the last bits with the number of cores.
+/// Pieces faer cuts its work into. Fixed, because partial sums follow the pieces: a count taken
+/// from the machine would change the last bits with the number of cores.
 pub(super) const DEGREE: usize = 4;
 
 pub(super) fn par() -> Par {
@@ -26,7 +26,8 @@ pub(super) fn dims(op: &'static str, a: &Tensor, subject: &str) -> Result<(usize
     }
 }
 
-/// Lends the elements of `a`, row after row, as f64: as they lie where `a` is contiguous f64, else of a copy.
+/// Lends the elements of `a`, row after row, as f64: as they lie where `a` is contiguous f64, else
+/// of a copy.
 pub(super) fn with_rows<R>(
     op: &'static str,
     a: &Tensor,
@@ -48,7 +49,8 @@ pub(super) fn with_rows<R>(
     work(&storage.as_slice::<f64>()?[start..end])
 }
 
-/// Refuses a matrix that holds NaN or infinity, naming the first. `width(i)` is how much of row `i` counts.
+/// Refuses a matrix that holds NaN or infinity, naming the first. `width(i)` is how much of row `i`
+/// counts.
 pub(super) fn expect_finite(
     a: &[f64],
     columns: usize,
@@ -78,8 +80,8 @@ pub(super) fn scratch(op: &'static str, subject: &str, need: StackReq) -> Result
     })
 }
 
-/// For every column, the factor (1 or -1) that makes its entry of largest magnitude positive, the first of
-/// equals.
+/// For every column, the factor (1 or -1) that makes its entry of largest magnitude positive, the
+/// first of equals.
 pub(super) fn signs(columns: MatRef<'_, f64>) -> Vec<f64> {
     (0..columns.ncols())
         .into_par_iter()

@@ -1,7 +1,7 @@
 //! Eigenvalues and eigenvectors of a symmetric matrix: `A V = V diag(values)`, `V^T V = I`.
 //!
-//! Householder tridiagonalisation, then divide and conquer (faer); about 4/3 n^3 flops for the values alone, 9 n^3
-//! with vectors, and 3 n^2 f64 of scratch and result beside the input.
+//! Householder tridiagonalisation, then divide and conquer (faer); about 4/3 n^3 flops for the
+//! values alone, 9 n^3 with vectors, and 3 n^2 f64 of scratch and result beside the input.
 
 use candle_core::Tensor;
 use faer::diag::Diag;
@@ -19,12 +19,16 @@ const OP: &str = "eigendecomposition";
 pub struct Eigh {
     /// The eigenvalues, descending.
     pub values: Vec<f64>,
-    /// `[n, n]` f64; column `i` belongs to `values[i]`, has norm 1, and its entry of largest magnitude (the first
-    /// of equals) is positive.
+    /// `[n, n]` f64; column `i` belongs to `values[i]`, has norm 1, and its entry of largest
+    /// magnitude (the first of equals) is positive.
     pub vectors: Tensor,
 }
 
 /// Decomposes the symmetric `a [n, n]`; only its lower triangle is read.
+///
+/// # Errors
+/// [`Error::NonFinite`] for NaN or infinity, [`Error::NoConvergence`] if the iteration fails, both
+/// naming `subject`; [`Error::Bug`] for what is not a square f32 or f64 matrix.
 pub fn eigh(a: &Tensor, subject: &str) -> Result<Eigh> {
     let n = order(a, subject)?;
     let mut vectors = Mat::zeros(n, n);
@@ -36,6 +40,9 @@ pub fn eigh(a: &Tensor, subject: &str) -> Result<Eigh> {
 }
 
 /// The eigenvalues of the symmetric `a [n, n]`, descending; only its lower triangle is read.
+///
+/// # Errors
+/// As [`eigh`].
 pub fn eigvalsh(a: &Tensor, subject: &str) -> Result<Vec<f64>> {
     decompose(a, order(a, subject)?, subject, None)
 }

@@ -6,11 +6,10 @@
 //! | [`svd`], [`singular_values`] | thin singular value decomposition, descending |
 //! | [`orthonormalise`] | an orthonormal basis of the columns, nested |
 //!
-//! Every function takes the `subject` its errors name. What is not finite is refused before any work. Signs are
-//! fixed, and work is cut into [`dense::DEGREE`] pieces whatever the number of threads, so that the same input
-//! gives the same bits. `dense` is the bridge between candle's row-major tensors and faer.
-
-#![allow(clippy::missing_errors_doc, reason = "stated once, above, for all of them")]
+//! Every function takes the `subject` its errors name. What is not finite is refused before any
+//! work. Signs are fixed, and work is cut into [`dense::DEGREE`] pieces whatever the number of
+//! threads, so that the same input gives the same bits. `dense` is the bridge between candle's
+//! row-major tensors and faer.
 
 mod dense;
 mod eigh;

@@ -1,8 +1,8 @@
 //! An orthonormal basis of the columns of a tall matrix: the thin Q of `A = Q R`.
 //!
-//! Blocked Householder reflections (faer): 4 m r^2 flops. The diagonal of R is made non-negative, which makes Q
-//! unique, so the basis is nested: its first k columns are a basis of the first k columns of A and depend on
-//! nothing else, up to rounding.
+//! Blocked Householder reflections (faer): 4 m r^2 flops. The diagonal of R is made non-negative,
+//! which makes Q unique, so the basis is nested: its first k columns are a basis of the first k
+//! columns of A and depend on nothing else, up to rounding.
 
 use candle_core::Tensor;
 use faer::dyn_stack::{MemStack, StackReq};
@@ -19,8 +19,12 @@ const OP: &str = "orthonormalisation";
 
 /// Replaces the columns of `a [m, r]`, `r <= m`, by an orthonormal basis `[m, r]` f64.
 ///
-/// From the first column on that is a combination of those before it, the basis is completed with directions
-/// that still span all of `a`, but are no longer nested.
+/// From the first column on that is a combination of those before it, the basis is completed with
+/// directions that still span all of `a`, but are no longer nested.
+///
+/// # Errors
+/// [`Error::NonFinite`] for NaN or infinity, naming `subject`; [`Error::Bug`] for `r > m` and for
+/// what is not an f32 or f64 matrix.
 pub fn orthonormalise(a: &Tensor, subject: &str) -> Result<Tensor> {
     let (m, r) = dense::dims(OP, a, subject)?;
     if r > m {

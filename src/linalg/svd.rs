@@ -1,7 +1,8 @@
 //! Thin singular value decomposition: `A = U diag(s) V^T`, `U^T U = V^T V = I`.
 //!
-//! Bidiagonalisation (after a QR where one side is much longer), then divide and conquer (faer), in f64 whatever
-//! the input. With k = min(m, n), about 4 m n k flops for the values alone, 3 to 5 times that with vectors.
+//! Bidiagonalisation (after a QR where one side is much longer), then divide and conquer (faer), in
+//! f64 whatever the input. With k = min(m, n), about 4 m n k flops for the values alone, 3 to 5
+//! times that with vectors.
 
 use candle_core::{Device, Tensor};
 use faer::diag::Diag;
@@ -17,7 +18,8 @@ const OP: &str = "singular value decomposition";
 /// A thin singular value decomposition, largest singular value first; `k = min(m, n)`.
 #[derive(Debug)]
 pub struct Svd {
-    /// `[m, k]` f64, orthonormal columns; the entry of largest magnitude of each (the first of equals) is positive.
+    /// `[m, k]` f64, orthonormal columns; the entry of largest magnitude of each (the first of
+    /// equals) is positive.
     pub u: Tensor,
     /// The singular values, descending, none negative.
     pub s: Vec<f64>,
@@ -26,6 +28,10 @@ pub struct Svd {
 }
 
 /// Decomposes `a [m, n]`, f32 or f64.
+///
+/// # Errors
+/// [`Error::NonFinite`] for NaN or infinity, [`Error::NoConvergence`] if the iteration fails, both
+/// naming `subject`; [`Error::Bug`] for what is not an f32 or f64 matrix.
 pub fn svd(a: &Tensor, subject: &str) -> Result<Svd> {
     let (m, n) = dense::dims(OP, a, subject)?;
     let k = m.min(n);
@@ -41,6 +47,9 @@ pub fn svd(a: &Tensor, subject: &str) -> Result<Svd> {
 }
 
 /// The singular values of `a [m, n]`, f32 or f64, descending.
+///
+/// # Errors
+/// As [`svd`].
 pub fn singular_values(a: &Tensor, subject: &str) -> Result<Vec<f64>> {
     decompose(a, dense::dims(OP, a, subject)?, subject, None)
 }

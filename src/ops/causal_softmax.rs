@@ -2,12 +2,13 @@
 //!
 //! ```text
 //! p = first_query + i        key j is allowed iff j <= p and (no window or p - j < window)
-//! y[.., i, j] = e^(scale s[.., i, j]) / sum over allowed j' of e^(scale s[.., i, j'])   if allowed, else 0
+//! y[.., i, j] = e^(scale s[.., i, j]) / sum over allowed j' of e^(scale s[.., i, j'])    if allowed
+//!             = 0                                                                        else
 //! s [b, h, tq, tk] f32    ->    y [b, h, tq, tk] f32
 //! ```
 //!
-//! About 20 flops per allowed score; 4 bytes read per allowed score and 4 written per score. Masked scores are
-//! never read. The exponentials of a row are summed in f32 lanes, the lanes in f64.
+//! About 20 flops per allowed score; 4 bytes read per allowed score and 4 written per score. Masked
+//! scores are never read. The exponentials of a row are summed in f32 lanes, the lanes in f64.
 
 use std::ops::Range;
 
@@ -22,6 +23,9 @@ const OP: &str = "causal_softmax";
 /// The masked softmax of `scores [b, h, tq, tk]`, as a new tensor.
 ///
 /// Row `i` is the query at position `first_query + i`; keys are at positions `0..tk`.
+///
+/// # Errors
+/// A query without a key, or what does not fit, is [`Error::Bug`](crate::error::Error::Bug).
 pub fn causal_softmax(
     scores: &Tensor,
     scale: f32,
@@ -33,10 +37,14 @@ pub fn causal_softmax(
     Ok(scores.apply_op1(op)?)
 }
 
-/// The same in the memory of `scores`, which saves one tensor of the size of the scores and the traffic of it.
+/// The same in the memory of `scores`, which saves one tensor of the size of the scores and the
+/// traffic of it.
 ///
-/// Taken by value because whatever else shares this storage (a clone, a view) changes with it: pass the fresh
-/// result of a matmul. A tensor that takes part in autograd is refused.
+/// Taken by value because whatever else shares this storage (a clone, a view) changes with it: pass
+/// the fresh result of a matmul.
+///
+/// # Errors
+/// As [`causal_softmax`]; and a tensor that takes part in autograd is refused.
 pub fn causal_softmax_in_place(
     scores: Tensor,
     scale: f32,
@@ -87,6 +95,10 @@ impl CausalSoftmax {
         };
         if !(self.scale.is_finite() && self.scale > 0.0) {
             return Err(operand::refuse(OP, format_args!("scale is {}", self.scale)));
+        }
+        if self.mask.first_query.checked_add(tq).is_none() {
+            let first = self.mask.first_query;
+            return Err(operand::refuse(OP, format_args!("{tq} queries from position {first}")));
         }
         // The last query's window starts furthest right.
         if let Some(last) = tq.checked_sub(1) {
@@ -166,11 +178,8 @@ impl Kernel for Rows<'_> {
             let allowed = self.mask.allowed(row % self.tq);
             let allowed = allowed.start..allowed.end.min(self.tk);
             let y = &mut y[allowed.clone()];
-            let max = lanes::max(&scores[allowed.clone()]);
-            for (y, &s) in y.iter_mut().zip(&scores[allowed]) {
-                *y = lanes::exp((s - max) * self.scale);
-            }
-            normalise(y);
+            y.copy_from_slice(&scores[allowed]);
+            softmax(y, self.scale);
         }
     }
 }
@@ -192,31 +201,32 @@ impl Kernel for RowsInPlace<'_> {
     fn call(self) {
         for (row, y) in (self.first..).zip(self.y.chunks_exact_mut(self.tk)) {
             let allowed = self.mask.allowed(row % self.tq);
-            let (before, rest) = y.split_at_mut(allowed.start);
-            let end = allowed.end.min(self.tk) - allowed.start;
-            let (y, after) = rest.split_at_mut(end);
+            let (y, after) = y.split_at_mut(allowed.end.min(self.tk));
+            let (before, y) = y.split_at_mut(allowed.start);
             before.fill(0.0);
             after.fill(0.0);
-            let max = lanes::max(y);
-            for y in y.iter_mut() {
-                *y = lanes::exp((*y - max) * self.scale);
-            }
-            normalise(y);
+            softmax(y, self.scale);
         }
     }
 }
 
-/// Divides by the sum.
+/// The softmax of `scale y`, in place.
 #[inline(always)]
-fn normalise(y: &mut [f32]) {
+fn softmax(y: &mut [f32], scale: f32) {
+    let max = lanes::max(y);
     let mut sums = [0.0; LANES];
-    let (chunks, tail) = y.as_chunks::<LANES>();
+    let (chunks, tail) = y.as_chunks_mut::<LANES>();
     for chunk in chunks {
-        for (lane, &v) in sums.iter_mut().zip(chunk) {
-            *lane += v;
+        for (sum, y) in sums.iter_mut().zip(chunk) {
+            *y = lanes::exp((*y - max) * scale);
+            *sum += *y;
         }
     }
-    let sum = lanes::total(&sums) + tail.iter().map(|&v| f64::from(v)).sum::<f64>();
+    let mut sum = lanes::total(&sums);
+    for y in tail {
+        *y = lanes::exp((*y - max) * scale);
+        sum += f64::from(*y);
+    }
     let inverse = (1.0 / sum) as f32;
     for y in y {
         *y *= inverse;

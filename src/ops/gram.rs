@@ -5,10 +5,10 @@
 //! column_sum:  master += sum_t x[t]    x [t, n] f32    master [n] f64
 //! ```
 //!
-//! The product of [`ROWS`] rows is computed in f32, only on and below the diagonal (t n^2 flops), and added to
-//! the master in f64 (10 n^2 bytes per product, half of them read). The strict upper triangle of the master
-//! is left alone: `linalg::eigh` never reads it, and [`symmetrise`] fills it once at the end for whoever does.
-//! Column sums are f64 from the first addition: 4 t n bytes read.
+//! The product of [`ROWS`] rows is computed in f32, only on and below the diagonal (t n^2 flops),
+//! and added to the master in f64 (10 n^2 bytes per product, half of them read). The strict upper
+//! triangle of the master is left alone: `linalg::eigh` never reads it, and [`symmetrise`] fills it
+//! once at the end for whoever does. Column sums are f64 from the first addition: 4 t n bytes read.
 
 use candle_core::{CpuStorage, DType, InplaceOp1, InplaceOp2, Layout, Tensor};
 use faer::linalg::matmul::triangular::BlockStructure;
@@ -20,17 +20,22 @@ use super::lanes::{self, Kernel};
 use super::operand;
 use crate::error::Result;
 
-/// Rows of one f32 product: few enough that its rounding stays near 1e-6, many enough that adding it to the
-/// master costs a few percent.
+/// Rows of one f32 product: few enough that its rounding stays near 1e-6, many enough that adding
+/// it to the master costs a few percent.
 const ROWS: usize = 1024;
 
-/// Rows of the master that are computed at a time: the f32 product takes `PANEL * n` elements, never `n * n`.
+/// Rows of the master that are computed at a time: the f32 product takes `PANEL * n` elements,
+/// never `n * n`.
 const PANEL: usize = 1024;
 
 /// Rows that are summed before partial column sums are added up, in order.
 const SUM_ROWS: usize = 256;
 
 /// Adds `x^T x` of `x [t, n]` to the lower triangle of `master [n, n]`, in place.
+///
+/// # Errors
+/// What does not fit is [`Error::Bug`](crate::error::Error::Bug): shapes are checked when a model
+/// is read.
 pub fn gram(master: &Tensor, x: &Tensor) -> Result<()> {
     const OP: &str = "gram";
     let n = expect_rows(OP, x)?;
@@ -40,6 +45,10 @@ pub fn gram(master: &Tensor, x: &Tensor) -> Result<()> {
 }
 
 /// Copies the lower triangle of `master [n, n]` f64 onto the upper one, in place.
+///
+/// # Errors
+/// What does not fit is [`Error::Bug`](crate::error::Error::Bug): shapes are checked when a model
+/// is read.
 pub fn symmetrise(master: &Tensor) -> Result<()> {
     const OP: &str = "symmetrise";
     operand::expect(OP, "master", master, DType::F64)?;
@@ -49,6 +58,10 @@ pub fn symmetrise(master: &Tensor) -> Result<()> {
 }
 
 /// Adds the sum of the rows of `x [t, n]` to `master [n]`, in place.
+///
+/// # Errors
+/// What does not fit is [`Error::Bug`](crate::error::Error::Bug): shapes are checked when a model
+/// is read.
 pub fn column_sum(master: &Tensor, x: &Tensor) -> Result<()> {
     const OP: &str = "column_sum";
     let n = expect_rows(OP, x)?;

@@ -1,17 +1,18 @@
-//! How the CPU definitions are vectorised: plain loops over fixed-width lane arrays, compiled once for the
-//! baseline and once for AVX2, chosen at run time. No intrinsics and no `unsafe` here.
+//! How the CPU definitions are vectorised: plain loops over fixed-width lane arrays, compiled once
+//! for the baseline and once for AVX2, chosen at run time. No intrinsics and no `unsafe` here.
 //!
-//! A kernel is a struct whose [`Kernel::call`] is `#[inline(always)]`, so that it is compiled inside the
-//! function that carries the target features. Multiplications and additions stay separate (no fused
-//! multiply-add): the bits are then the same for every instruction set, and none of these loops is bound by
-//! arithmetic.
+//! A kernel is a struct whose [`Kernel::call`] is `#[inline(always)]`, so that it is compiled
+//! inside the function that carries the target features. Lanes and the order of their sums are
+//! spelled out, so the bits are the same for every instruction set.
+
+use std::f32::consts::{LN_2, LOG2_E};
 
 use pulp::Arch;
 pub(super) use pulp::NullaryFnOnce as Kernel;
 use rayon::prelude::*;
 
-/// Lanes of one accumulator: four AVX2 registers, enough to hide the latency of an addition.
-pub(super) const LANES: usize = 32;
+/// Lanes of one accumulator: two AVX2 registers, which measured best (more spill around `exp`).
+pub(super) const LANES: usize = 16;
 
 /// Elements one rayon task works on; below it a split costs more than it saves.
 const TASK_ELEMENTS: usize = 16 * 1024;
@@ -45,32 +46,31 @@ pub(super) fn for_row_blocks<T: Send>(
 
 /// `e^x` to 1e-7 relative.
 ///
-/// `x = n ln 2 + r` with `|r| <= ln 2 / 2`; `e^r` is Cephes' polynomial of degree 7 and `2^n` is written
-/// into the exponent. Exact at 0; 0 below -86.99 (the results left
-/// out are the last octave of normal f32 and the subnormals) and at -inf; +inf above 88.73;
-/// NaN stays NaN.
+/// `x = n ln 2 + r` with `|r| <= ln 2 / 2`; `e^r = 1 + r + r^2 P(r)` with P the minimax polynomial
+/// of degree 4 (3e-9 relative), evaluated as a tree because the chain of operations, not their
+/// number, bounds the loop; `2^n` is written into the exponent. Exact at 0; 0 below -86.99 (left
+/// out are the last octave of the normal numbers and the subnormal ones) and at -inf; +inf above
+/// 88.73; NaN stays NaN. On a machine without fused multiply-add it is computed in software, slowly
+/// and to the same bits.
 #[inline(always)]
 pub(super) fn exp(x: f32) -> f32 {
     /// Adding it leaves the nearest integer in the low bits of the mantissa.
     const ROUND: f32 = 12_582_912.0;
-    /// `ln 2`, split so that `n * LN2_HIGH` is exact.
-    const LN2_HIGH: f32 = 0.693_359_4;
-    const LN2_LOW: f32 = -2.121_944_4e-4;
+    /// `ln 2` less its f32.
+    const LN_2_REST: f32 = -1.904_654_3e-9;
 
     // The ends of the range give exactly 0 and exactly infinity below; comparisons let NaN through.
     let x = if x < -87.3 { -87.3 } else { x };
     let x = if x > 89.0 { 89.0 } else { x };
-    let shifted = x * std::f32::consts::LOG2_E + ROUND;
+    let shifted = x.mul_add(LOG2_E, ROUND);
     let n = shifted - ROUND;
-    let r = (x - n * LN2_HIGH) - n * LN2_LOW;
-    let mut p = 1.987_569_1e-4;
-    p = p * r + 1.398_199_9e-3;
-    p = p * r + 8.333_452e-3;
-    p = p * r + 4.166_579_6e-2;
-    p = p * r + 1.666_666_5e-1;
-    p = p * r + 5.000_000_1e-1;
-    let e = (p * (r * r) + r) + 1.0;
-    // 2^(n - 1), then times 2: n reaches 128, one more than an exponent holds, and n = -126 makes it 0.
+    let r = n.mul_add(-LN_2_REST, n.mul_add(-LN_2, x));
+    let r2 = r * r;
+    let p01 = r.mul_add(0.166_665_2, 0.499_999_93);
+    let p23 = r.mul_add(8.368_745e-3, 0.041_668_39);
+    let p = r2.mul_add(r2.mul_add(1.381_454e-3, p23), p01);
+    let e = r2.mul_add(p, r) + 1.0;
+    // 2^(n - 1), then times 2: n reaches 128, one more than an exponent holds; n = -126 makes it 0.
     let half_scale = f32::from_bits(shifted.to_bits().wrapping_add(126) << 23);
     e * half_scale * 2.0
 }
@@ -82,10 +82,16 @@ pub(super) fn max(x: &[f32]) -> f32 {
     let (chunks, tail) = x.as_chunks::<LANES>();
     for chunk in chunks {
         for (lane, &v) in lanes.iter_mut().zip(chunk) {
-            *lane = if v > *lane { v } else { *lane };
+            *lane = larger(v, *lane);
         }
     }
-    lanes.iter().chain(tail).fold(f32::NEG_INFINITY, |m, &v| if v > m { v } else { m })
+    lanes.iter().chain(tail).fold(f32::NEG_INFINITY, |m, &v| larger(v, m))
+}
+
+/// The larger of two; `b` where `a` is NaN.
+#[inline(always)]
+fn larger(a: f32, b: f32) -> f32 {
+    if a > b { a } else { b }
 }
 
 /// The sum of the lanes, in f64 and in order.

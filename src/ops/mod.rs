@@ -4,21 +4,22 @@
 //! |---|---|---|
 //! | [`rms_norm`] | `x / rms(x) * weight` | `[.., d], [d] -> [.., d]` |
 //! | [`rope`] | rotary embedding and transposition | `[b, t, h, d] -> [b, h, t, d]` |
-//! | [`causal_softmax`], [`causal_softmax_in_place`] | masked softmax of scores | `[b, h, tq, tk]` |
-//! | [`causal_attention`] | grouped-query attention in tiles | `[b, h, tq, d], 2 × [b, g, tk, d] -> [b tq, h d]` |
+//! | [`causal_softmax`] (`_in_place`) | masked softmax of scores | `[b, h, tq, tk]` |
+//! | [`causal_attention`] | grouped-query attention | `[b, h, tq, d], 2 x [b, g, tk, d] -> [b tq, h d]` |
 //! | [`silu_mul`] | `silu(gate) * up` | any shape |
 //! | [`cross_entropy`] | next-token loss in nats | `[n, v], [n] u32 -> [n]` |
-//! | [`gram`], [`symmetrise`], [`column_sum`] | moments of activations, in f64 | `[t, n]` into `[n, n]`, `[n]` |
+//! | [`gram`], [`symmetrise`] | second moments, in f64 | `[t, n]` into `[n, n]` |
+//! | [`column_sum`] | first moments, in f64 | `[t, n]` into `[n]` |
 //!
-//! Operands are contiguous f32 unless said; what does not fit is refused with a typed error before anything
-//! runs. Rows are spread over rayon's threads and every sum has a fixed order: results do not depend on the
-//! number of threads. `lanes` is how loops are vectorised, `operand` how operands are checked.
+//! Operands are contiguous f32 unless said; what does not fit is refused with a typed error before
+//! anything runs. Rows are spread over rayon's threads and every sum has a fixed order: results do
+//! not depend on the number of threads. `lanes` is how loops are vectorised, `operand` how operands
+//! are checked.
 
 #![allow(
     clippy::inline_always,
     reason = "kernels must be compiled inside the dispatching function"
 )]
-#![allow(clippy::missing_errors_doc, reason = "stated once, above: operands that do not fit")]
 
 mod causal_attention;
 mod causal_softmax;

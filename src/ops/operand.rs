@@ -1,5 +1,5 @@
-//! What every op demands of its operands, said in one way: checked before the op runs, as a typed error
-//! that names the op and the operand.
+//! What every op demands of its operands, said in one way: checked before the op runs, as a typed
+//! error that names the op and the operand.
 
 use candle_core::{CpuStorage, DType, Layout, Tensor, WithDType};
 

@@ -5,8 +5,8 @@
 //! x [.., d] f32    weight [d] f32    ->    y [.., d] f32
 //! ```
 //!
-//! Per row: 4 d flops, 8 d bytes of memory (x read, y written; weight stays in cache). Squares are summed in
-//! f32 lanes of d / 32 terms, the lanes and the root in f64.
+//! Per row: 4 d flops, 8 d bytes of memory (x read, y written; weight stays in cache). Squares are
+//! summed in f32 lanes of d / 16 terms, the lanes and the root in f64.
 
 use candle_core::{CpuStorage, CustomOp2, DType, Layout, Shape, Tensor};
 
@@ -17,6 +17,10 @@ use crate::error::Result;
 const OP: &str = "rms_norm";
 
 /// Normalises every row of `x [.., d]` and scales it by `weight [d]`.
+///
+/// # Errors
+/// What does not fit is [`Error::Bug`](crate::error::Error::Bug): shapes are checked when a model
+/// is read.
 pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
     operand::expect(OP, "x", x, DType::F32)?;
     operand::expect(OP, "weight", weight, DType::F32)?;

@@ -7,8 +7,8 @@
 //! x [b, t, h, d] f32    cos, sin [t, w] f32, 2 w <= d    ->    y [b, h, t, d] f32, contiguous
 //! ```
 //!
-//! Halves are rotated against each other, as Hugging Face's `rotate_half` does; not interleaved pairs.
-//! 6 w flops and 8 d bytes (x read, y written) per head and position: bound by memory.
+//! Halves are rotated against each other, as Hugging Face's `rotate_half` does; not interleaved
+//! pairs. 6 w flops and 8 d bytes (x read, y written) per head and position: bound by memory.
 
 use candle_core::{CpuStorage, CustomOp3, DType, Layout, Shape, Tensor};
 
@@ -20,7 +20,12 @@ const OP: &str = "rope";
 
 /// Rotates `x [b, t, h, d]` by the angles of its positions and returns it as `[b, h, t, d]`.
 ///
-/// Row `i` of `cos` and `sin` belongs to position `i` of `x`: a caller with a cache narrows its tables.
+/// Row `i` of `cos` and `sin` belongs to position `i` of `x`: a caller with a cache narrows its
+/// tables.
+///
+/// # Errors
+/// What does not fit is [`Error::Bug`](crate::error::Error::Bug): shapes are checked when a model
+/// is read.
 pub fn rope(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
     operand::expect(OP, "x", x, DType::F32)?;
     operand::expect(OP, "cos", cos, DType::F32)?;
@@ -105,11 +110,21 @@ impl Kernel for Rows<'_> {
             let sin = &self.sin[position * half..][..half];
             let (y1, rest) = y.split_at_mut(half);
             let (y2, y_pass) = rest.split_at_mut(half);
-            for i in 0..half {
-                y1[i] = x1[i] * cos[i] - x2[i] * sin[i];
-                y2[i] = x2[i] * cos[i] + x1[i] * sin[i];
+            rotate([x1, x2], [cos, sin], [y1, y2]);
+            if !pass.is_empty() {
+                y_pass.copy_from_slice(pass);
             }
-            y_pass.copy_from_slice(pass);
         }
+    }
+}
+
+/// The rotation of one row; a function of its own so that its slices are known not to overlap.
+#[inline(always)]
+fn rotate([x1, x2]: [&[f32]; 2], [cos, sin]: [&[f32]; 2], [y1, y2]: [&mut [f32]; 2]) {
+    let angles = cos.iter().zip(sin);
+    let halves = x1.iter().zip(x2);
+    for (((y1, y2), (x1, x2)), (cos, sin)) in y1.iter_mut().zip(y2).zip(halves).zip(angles) {
+        *y1 = x1 * cos - x2 * sin;
+        *y2 = x2 * cos + x1 * sin;
     }
 }

@@ -27,8 +27,9 @@ use crate::linalg;
 use crate::measure::{Side, SiteStats};
 use crate::plan::Offer;
 
-/// Eigenvalues below this share of the largest are rounding, whatever their sign.
-const ROUNDING: f64 = 1e-12;
+/// Eigenvalues below this share of the largest are rounding, whatever their sign: second moments
+/// are f32 products.
+const ROUNDING: f64 = 1e-6;
 
 /// The pass.
 #[derive(Debug, Clone, Copy)]
@@ -177,4 +178,193 @@ pub(crate) fn principal_directions(
         *energy = energy.max(0.0);
     }
     Ok(Directions { energies, vectors, mean, repairs })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use candle_core::{Device, safetensors::save};
+
+    use super::*;
+    use crate::arch::{Port, Role};
+    use crate::measure::{SecondMoment, split_mix};
+    use safetensors::Dtype;
+
+    const OPTIONS: PassOptions = PassOptions { rank_multiple: 1 };
+    const TOKENS: usize = 300;
+
+    /// Numbers in (-1, 1).
+    fn random(shape: (usize, usize), seed: u64) -> Tensor {
+        let mut state = seed;
+        let count = shape.0 * shape.1;
+        let values: Vec<f32> =
+            (0..count).map(|_| (split_mix(&mut state) >> 40) as f32 / 8_388_608.0 - 1.0).collect();
+        Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
+    }
+
+    fn site(m: usize, n: usize, bias: bool) -> Site {
+        Site {
+            name: "linear".into(),
+            role: Role::AttnQ,
+            layer: 0,
+            out_features: m,
+            in_features: n,
+            bias,
+            dtype: Dtype::F32,
+            bias_dtype: bias.then_some(Dtype::F32),
+            port: Port::AttnIn,
+            storage: Storage::Dense,
+        }
+    }
+
+    /// Correlated inputs with a mean, one channel much larger than the rest and one always zero.
+    fn inputs(n: usize, seed: u64) -> Tensor {
+        let mixed = random((TOKENS, n), seed).matmul(&random((n, n), seed + 1)).unwrap();
+        let scale: Vec<f32> =
+            (0..n).map(|i| [1.0, 0.0, 30.0][if i < 3 && n > 4 { i } else { 0 }]).collect();
+        let scale = Tensor::from_vec(scale, (1, n), &Device::Cpu).unwrap();
+        mixed.broadcast_add(&random((1, n), seed + 2)).unwrap().broadcast_mul(&scale).unwrap()
+    }
+
+    fn stats(side: Side, rows: &Tensor) -> SiteStats {
+        let mut moment = SecondMoment::new(rows.dim(1).unwrap(), &Device::Cpu).unwrap();
+        for chunk in rows.chunk(3, 0).unwrap() {
+            moment.add(&chunk.contiguous().unwrap()).unwrap();
+        }
+        SiteStats { side, moment: Arc::new(moment), share: 1.0 }
+    }
+
+    fn wide(t: &Tensor) -> Tensor {
+        t.to_dtype(DType::F64).unwrap()
+    }
+
+    fn squared(t: &Tensor) -> f64 {
+        t.sqr().unwrap().sum_all().unwrap().to_scalar::<f64>().unwrap() / TOKENS as f64
+    }
+
+    /// Energy per token that `y` loses when projected on the first `r` columns of `u`.
+    fn lost(y: &Tensor, u: &Tensor, r: usize) -> f64 {
+        let u = u.narrow(1, 0, r).unwrap().contiguous().unwrap();
+        let kept = y.matmul(&u).unwrap().matmul(&u.t().unwrap()).unwrap();
+        squared(&(y - kept).unwrap())
+    }
+
+    #[test]
+    fn the_error_of_every_rank_is_the_tail_of_the_spectrum_on_every_route() {
+        for (m, n) in [(7, 13), (13, 7), (16, 16), (1, 5), (5, 1), (33, 31), (12, 40), (40, 12)] {
+            let (w, x) = (wide(&random((m, n), 11)), inputs(n, 5));
+            let y = wide(&x).matmul(&w.t().unwrap()).unwrap();
+            let outputs = y.to_dtype(DType::F32).unwrap();
+            for stats in [stats(Side::Input, &x), stats(Side::Output, &outputs)] {
+                let found = principal_directions(&site(m, n, false), &w, None, &stats).unwrap();
+                let total: f64 = found.energies.iter().sum();
+                for r in [1, m / 8, m / 2, m.min(n), m] {
+                    let r = r.clamp(1, found.vectors.dim(1).unwrap());
+                    let tail: f64 = found.energies[r..].iter().sum();
+                    let gap = (lost(&y, &found.vectors, r) - tail).abs();
+                    assert!(
+                        gap < 1e-6 * total,
+                        "{m}x{n} {:?} rank {r}: {gap:e} of {total}",
+                        stats.side
+                    );
+                }
+                assert_eq!(found.repairs, Repairs::default());
+            }
+        }
+    }
+
+    #[test]
+    fn no_worse_than_whitening_and_better_than_the_weight_alone() {
+        let (m, n, r) = (24, 17, 6);
+        let (w, x) = (wide(&random((m, n), 3)), inputs(n, 8));
+        let y = wide(&x).matmul(&w.t().unwrap()).unwrap();
+        let stats = stats(Side::Input, &x);
+        let found = principal_directions(&site(m, n, false), &w, None, &stats).unwrap();
+        // Whitening: the truncated SVD of W L, with L Lᵀ the second moment, spans the same space.
+        let white = w.matmul(&stats.moment.root(false, "x").unwrap()).unwrap();
+        let whitened = linalg::svd(&white, "white").unwrap().u;
+        let plain = linalg::svd(&w, "plain").unwrap().u;
+        let total = squared(&y);
+        let [ours, whitened, plain] =
+            [&found.vectors, &whitened, &plain].map(|u| lost(&y, u, r) / total);
+        assert!((ours - whitened).abs() < 1e-6, "{ours} {whitened}");
+        assert!(ours < 0.9 * plain, "{ours} {plain}");
+    }
+
+    /// Runs the pass on a weight and bias on disk and returns `(v, u, bias)` for `rank`.
+    fn applied(
+        w: &Tensor,
+        b: Option<&Tensor>,
+        stats: SiteStats,
+        rank: usize,
+    ) -> [Option<Tensor>; 3] {
+        let folder = tempfile::tempdir().unwrap();
+        let tensors = [("linear.weight", Some(w)), ("linear.bias", b)];
+        let tensors: std::collections::HashMap<_, _> = tensors
+            .into_iter()
+            .filter_map(|(name, t)| Some((name, t?.to_dtype(DType::F32).unwrap())))
+            .collect();
+        save(&tensors, folder.path().join("model.safetensors")).unwrap();
+        std::fs::write(folder.path().join("config.json"), "{}").unwrap();
+        let checkpoint = crate::checkpoint::Checkpoint::open(folder.path()).unwrap();
+        let weights = Weights::new(&checkpoint, &Device::Cpu);
+        let (m, n) = w.dims2().unwrap();
+        let site = site(m, n, b.is_some());
+        let offer =
+            Offer { bytes: 0, expected_loss: 0.0, storages: vec![Storage::LowRank { rank }] };
+        let unit = Unit { sites: vec![site] };
+        let stats = UnitStats::from([("linear".to_owned(), stats)]);
+        let pass = Lord::new(OPTIONS);
+        let analysis = pass.analyse(&unit, &weights, &stats).unwrap();
+        let mut output = pass.apply(&unit, &weights, &analysis, &offer).unwrap();
+        ["linear.v.weight", "linear.u.weight", "linear.bias"].map(|name| output.remove(name))
+    }
+
+    #[test]
+    fn factors_of_a_smaller_rank_are_a_slice_of_those_of_a_larger() {
+        for (m, n) in [(20, 30), (30, 20)] {
+            let (w, x) = (random((m, n), 21), inputs(n, 22));
+            let [v, u, _] = applied(&w, None, stats(Side::Input, &x), 9);
+            let [small_v, small_u, _] = applied(&w, None, stats(Side::Input, &x), 4);
+            let rows = |t: &Tensor| t.to_vec2::<f32>().unwrap();
+            assert_eq!(rows(&small_u.unwrap()), rows(&u.unwrap().narrow(1, 0, 4).unwrap()));
+            for (a, b) in
+                rows(&small_v.unwrap()).iter().flatten().zip(rows(&v.unwrap()).iter().flatten())
+            {
+                assert!((a - b).abs() < 1e-5, "{a} {b}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_linear_with_a_bias_keeps_its_mean_output_and_gains_by_centring() {
+        for (m, n, side) in [(18, 25, Side::Input), (25, 18, Side::Input), (10, 40, Side::Output)] {
+            let rank = 3;
+            let (w, x) = (wide(&random((m, n), 31)), inputs(n, 32));
+            let b = (wide(&random((1, m), 33)) * 5.0).unwrap();
+            let plain = wide(&x).matmul(&w.t().unwrap()).unwrap();
+            let y = plain.broadcast_add(&b).unwrap();
+            let seen = match side {
+                Side::Input => stats(side, &x),
+                Side::Output => stats(side, &y.to_dtype(DType::F32).unwrap()),
+            };
+            let [v, u, bias] =
+                applied(&w, Some(&b.squeeze(0).unwrap()), seen, rank).map(|t| wide(&t.unwrap()));
+            let factors = |v: &Tensor, u: &Tensor| {
+                wide(&x).matmul(&v.t().unwrap()).unwrap().matmul(&u.t().unwrap()).unwrap()
+            };
+            let ours = factors(&v, &u).broadcast_add(&bias).unwrap();
+            let off = (&y - &ours).unwrap();
+            let mean =
+                off.mean(0).unwrap().abs().unwrap().max(0).unwrap().to_scalar::<f64>().unwrap();
+            let size = squared(&y).sqrt();
+            assert!(mean < 1e-5 * size, "{m}x{n}: the mean output moved by {mean} of {size}");
+            // Against the same rank about zero, which keeps the bias as it was.
+            let [v, u, _] =
+                applied(&w, None, stats(Side::Input, &x), rank).map(|t| t.map(|t| wide(&t)));
+            let uncentred = (plain - factors(&v.unwrap(), &u.unwrap())).unwrap();
+            assert!(squared(&off) < squared(&uncentred), "{m}x{n}");
+        }
+    }
 }

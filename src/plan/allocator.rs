@@ -3,7 +3,7 @@
 //! Expected losses add up, so this is a multiple-choice knapsack. Walking the convex hulls of all
 //! units in order of loss saved per byte solves its linear relaxation exactly; what the last step
 //! that no longer fits leaves over is then spent on the best single steps that do fit. The result
-//! is within one step of the optimum, and a larger budget never buys less.
+//! is within the gain of one such step of the optimum.
 
 use std::cmp::Ordering;
 use std::collections::BinaryHeap;
@@ -128,5 +128,108 @@ fn spend_remainder(units: &[Vec<Offer>], chosen: &mut [usize], mut left: u64) {
         let Some((_, unit, index)) = best else { return };
         left -= units[unit][index].bytes - units[unit][chosen[unit]].bytes;
         chosen[unit] = index;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::measure::split_mix;
+
+    /// Offers of random sizes and falling, not necessarily convex, losses; the stored form last.
+    fn random_unit(state: &mut u64) -> Vec<Offer> {
+        let count = 1 + split_mix(state) % 5;
+        let (mut bytes, mut loss) = (0, 0.0);
+        let mut offers: Vec<Offer> = (0..count)
+            .map(|_| {
+                bytes += 1 + split_mix(state) % 40;
+                let offer = Offer { storages: Vec::new(), bytes, expected_loss: loss };
+                loss += 1.0 + (split_mix(state) % 1000) as f64;
+                offer
+            })
+            .collect();
+        let losses: Vec<f64> = offers.iter().rev().map(|o| o.expected_loss).collect();
+        for (offer, loss) in offers.iter_mut().zip(losses) {
+            offer.expected_loss = loss;
+        }
+        offers
+    }
+
+    /// The least loss within the budget, by dynamic programming over every byte.
+    fn optimum(units: &[Vec<Offer>], budget: u64) -> Option<f64> {
+        let mut best = vec![Some(0.0); budget as usize + 1];
+        for offers in units {
+            best = (0..=budget)
+                .map(|bytes| {
+                    let reach = |o: &Offer| {
+                        let rest = best[bytes.checked_sub(o.bytes)? as usize]?;
+                        Some(rest + o.expected_loss)
+                    };
+                    offers.iter().filter_map(reach).min_by(f64::total_cmp)
+                })
+                .collect();
+        }
+        best[budget as usize]
+    }
+
+    #[test]
+    fn it_fits_the_budget_and_is_within_one_step_of_the_optimum() {
+        let mut state = 1;
+        let (mut exact, mut cases) = (0, 0);
+        for _ in 0..300 {
+            let units: Vec<_> =
+                (0..1 + split_mix(&mut state) % 6).map(|_| random_unit(&mut state)).collect();
+            let smallest: u64 = units.iter().map(|o| o[0].bytes).sum();
+            let largest: u64 = units.iter().filter_map(|o| o.last()).map(|o| o.bytes).sum();
+            let budget = smallest + split_mix(&mut state) % (largest - smallest + 5);
+            let found = allocate(&units, &vec![0; units.len()], budget).expect("a feasible budget");
+            let taken = || units.iter().zip(&found.chosen).map(|(o, &i)| &o[i]);
+            assert_eq!(found.bytes, taken().map(|o| o.bytes).sum::<u64>());
+            assert!(found.bytes <= budget);
+            let best = optimum(&units, budget).expect("a feasible budget");
+            let step = |offers: &Vec<Offer>| offers[0].expected_loss;
+            let largest_step = units.iter().map(step).fold(0.0, f64::max);
+            assert!(found.expected_loss >= best - 1e-9);
+            assert!(found.expected_loss <= best + largest_step + 1e-9, "{found:?} {best}");
+            // Nothing that still fits would lower the loss.
+            for (offers, &index) in units.iter().zip(&found.chosen) {
+                let left = budget - found.bytes;
+                let better = |o: &Offer| {
+                    o.expected_loss < offers[index].expected_loss
+                        && o.bytes <= offers[index].bytes + left
+                };
+                assert!(!offers[index..].iter().any(better));
+            }
+            cases += 1;
+            exact += u32::from(found.expected_loss <= best + 1e-9);
+        }
+        assert!(exact * 10 > cases * 7, "only {exact} of {cases} are optimal");
+    }
+
+    #[test]
+    fn the_smallest_budget_is_met_and_one_byte_less_is_refused() {
+        let mut state = 9;
+        let units: Vec<_> = (0..4).map(|_| random_unit(&mut state)).collect();
+        let smallest: u64 = units.iter().map(|o| o[0].bytes).sum();
+        assert_eq!(allocate(&units, &[0; 4], smallest).expect("it fits").bytes, smallest);
+        let refused = allocate(&units, &[0; 4], smallest - 1);
+        assert!(matches!(refused, Err(Error::BudgetTooSmall { smallest: s, .. }) if s == smallest));
+    }
+
+    #[test]
+    fn floors_hold_where_they_fit_together_and_are_waived_where_not() {
+        let offer = |bytes, expected_loss| Offer { storages: Vec::new(), bytes, expected_loss };
+        // The second unit loses so little that without a floor it would get nothing.
+        let units = vec![
+            vec![offer(10, 100.0), offer(20, 50.0), offer(30, 0.0)],
+            vec![offer(10, 1.0), offer(20, 0.5), offer(30, 0.0)],
+        ];
+        let bytes = |floors: &[u64], budget| {
+            let found = allocate(&units, floors, budget).expect("a feasible budget");
+            [0, 1].map(|unit| units[unit][found.chosen[unit]].bytes)
+        };
+        assert_eq!(bytes(&[0, 0], 40), [30, 10]);
+        assert_eq!(bytes(&[15, 15], 40), [20, 20]);
+        assert_eq!(bytes(&[25, 25], 40), [30, 10]);
     }
 }
