@@ -1,5 +1,11 @@
-//! Every op against its definition in f64, at awkward sizes. The error allowed is twice that of the same
-//! definition in plain f32, plus a floor of a few ulps of the result's range.
+//! Every op against its definition in f64, at awkward sizes. The error allowed is twice that of the
+//! same definition in plain f32, plus a floor of a few ulps of the result's range.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::float_cmp,
+    reason = "a test fails by panicking, and some results are exact"
+)]
 
 use bantam::error::Error;
 use bantam::ops;
@@ -348,6 +354,7 @@ fn causal_softmax_refuses_a_query_without_keys() {
     assert!(ops::causal_softmax(&s(3, 4), 1.0, 5, Some(5)).is_ok());
     assert_refused(ops::causal_softmax(&s(1, 4), 1.0, 0, Some(0)), &["window Some(0)"]);
     assert_refused(ops::causal_softmax(&s(2, 0), 1.0, 0, None), &["none of 0 keys"]);
+    assert_refused(ops::causal_softmax(&s(2, 4), 1.0, usize::MAX, None), &["2 queries from"]);
     assert_eq!(ops::causal_softmax(&s(0, 4), 1.0, 9, Some(1)).unwrap().dims(), [1, 1, 0, 4]);
 }
 
@@ -365,6 +372,65 @@ fn causal_softmax_refuses_what_does_not_fit() {
         &["autograd"],
     );
     assert!(ops::causal_softmax(var.as_tensor(), 1.0, 0, None).is_ok());
+}
+
+#[test]
+fn causal_attention_is_its_definition() {
+    let mut random = Random(14);
+    for (b, heads, kv_heads, tq, tk, d, window) in [
+        (1, 1, 1, 1, 1, 1, None),
+        (2, 4, 2, 33, 33, 7, None),
+        (1, 6, 2, 129, 129, 16, Some(31)),
+        (1, 2, 2, 65, 100, 32, Some(1)),
+        (1, 3, 1, 5, 200, 8, Some(64)),
+        (2, 2, 1, 64, 64, 5, Some(1000)),
+    ] {
+        let first: usize = tk - tq;
+        let what = format!("{:?}", (b, heads, kv_heads, tq, tk, d, window));
+        let q = random.vec(b * heads * tq * d, 2.0);
+        let k = random.vec(b * kv_heads * tk * d, 2.0);
+        let v = random.vec(b * kv_heads * tk * d, 2.0);
+        let scale = 0.8;
+        let mut exact = vec![0.0; b * tq * heads * d];
+        let mut plain = vec![0.0; b * tq * heads * d];
+        for at in 0..b * heads * tq {
+            let (text, head, row) = (at / tq / heads, at / tq % heads, at % tq);
+            let group = (text * kv_heads + head / (heads / kv_heads)) * tk;
+            let sees = |j: usize| j <= first + row && window.is_none_or(|w| first + row - j < w);
+            let keys: Vec<usize> = (0..tk).filter(|&j| sees(j)).collect();
+            let pairs = |j: usize| (0..d).map(move |c| (at * d + c, (group + j) * d + c));
+            let dot = |j: usize| pairs(j).map(|(a, b)| f64::from(q[a]) * f64::from(k[b])).sum();
+            let scores: Vec<f64> = keys.iter().map(|&j| dot(j)).collect();
+            let dot = |j: usize| pairs(j).map(|(a, b)| q[a] * k[b]).sum();
+            let scores_f32: Vec<f32> = keys.iter().map(|&j| dot(j)).collect();
+            let max = scores_f32.iter().copied().fold(f32::MIN, f32::max);
+            let e = |s: f64| (f64::from(scale) * (s - f64::from(max))).exp();
+            let e_f32 = |s: f32| (scale * (s - max)).exp();
+            let sum: f64 = scores.iter().map(|&s| e(s)).sum();
+            let sum_f32: f32 = scores_f32.iter().map(|&s| e_f32(s)).sum();
+            for c in 0..d {
+                let out = ((text * tq + row) * heads + head) * d + c;
+                for (n, &j) in keys.iter().enumerate() {
+                    let value = v[(group + j) * d + c];
+                    exact[out] += e(scores[n]) / sum * f64::from(value);
+                    plain[out] += e_f32(scores_f32[n]) / sum_f32 * value;
+                }
+            }
+        }
+        let q = tensor(&q, &[b, heads, tq, d]);
+        let k = tensor(&k, &[b, kv_heads, tk, d]);
+        let v = tensor(&v, &[b, kv_heads, tk, d]);
+        let y = ops::causal_attention(&q, &k, &v, scale, first, window).unwrap();
+        assert_eq!(y.dims(), [b * tq, heads * d]);
+        assert_as_good_as_plain(&values(&y), &plain, &exact, &what);
+        let on = |threads| {
+            let y = on_threads(threads, || {
+                ops::causal_attention(&q, &shifted(&k), &v, scale, first, window).unwrap()
+            });
+            bits(&y)
+        };
+        assert!(on(1) == bits(&y) && on(5) == bits(&y), "{what}: threads or offsets matter");
+    }
 }
 
 #[test]

@@ -31,7 +31,8 @@ fn analysis(count: usize, offset: f64) -> (Vec<f64>, Analysis) {
 fn one_threshold_drops_the_given_fraction_of_all_singular_values() {
     let sites = [site(40, 60), site(60, 40), site(64, 64), site(31, 97)];
     let spectra = [(40, 1.0), (40, 30.0), (64, 4.0), (31, 200.0)];
-    let (values, analyses): (Vec<_>, Vec<_>) = spectra.into_iter().map(|(n, o)| analysis(n, o)).unzip();
+    let (values, analyses): (Vec<_>, Vec<_>) =
+        spectra.into_iter().map(|(n, o)| analysis(n, o)).unzip();
     let linears: Vec<(&Site, &Analysis)> = sites.iter().zip(&analyses).collect();
     for reduce in [0.0, 0.1, 0.33, 0.5, 0.8, 0.99] {
         // The rule as the paper states it: search the threshold, count what lies above.

@@ -1,0 +1,282 @@
+//! `bantam plan` foretells from headers, and `compress --plan` does what the file says, to the byte,
+//! or refuses it: a plan for another model, for another text, cut short, or edited into something
+//! that does not hold together.
+
+#![allow(clippy::unwrap_used, reason = "a failing test is to panic")]
+
+#[path = "support/checkpoints.rs"]
+mod checkpoints;
+#[path = "support/cli.rs"]
+mod cli;
+#[path = "support/models.rs"]
+mod models;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use cli::{Bantam, bantam, first_difference, fixture, names, read_json};
+use models::{copy_folder, edit_weights, tiny, tiny_text, weight_bytes};
+use serde_json::{Value, json};
+
+/// A tiny model, a text for it, and a folder for what is made of them.
+struct Desk {
+    root: tempfile::TempDir,
+    model: PathBuf,
+    text: PathBuf,
+}
+
+impl Desk {
+    fn with(model: &str) -> Self {
+        let root = tempfile::tempdir().unwrap();
+        let (model, text) = (tiny(model, root.path()), tiny_text(root.path()));
+        fs::create_dir(root.path().join("made")).unwrap();
+        Self { root, model, text }
+    }
+
+    fn made(&self, name: &str) -> PathBuf {
+        self.root.path().join("made").join(name)
+    }
+
+    fn measured(&self, verb: &str) -> Bantam {
+        let command = bantam(verb).arg(&self.model).arg("--text").arg(&self.text);
+        command.args("--windows 8 --window 32")
+    }
+
+    /// `compress --plan`, into `made/out`.
+    fn carry_out(&self, plan: &Path) -> Bantam {
+        let command = self.measured("compress").arg("--plan").arg(plan);
+        command.arg("-o").arg(self.made("out"))
+    }
+
+    /// A measured plan to half the linears, as a value.
+    fn plan(&self) -> Value {
+        let file = self.root.path().join("fresh.json");
+        let command = self.measured("plan").args("--keep 0.7 --rank-multiple 2 -o").arg(&file);
+        command.run().ok();
+        read_json(&file)
+    }
+
+    /// `compress --plan` refuses this plan, naming it and `named`, and leaves nothing.
+    #[track_caller]
+    fn refuses(&self, plan: &str, named: &[&str]) {
+        let file = self.root.path().join("edited.json");
+        fs::write(&file, plan).unwrap();
+        let run = self.carry_out(&file).run();
+        run.refused(3, &[&["edited.json"], named].concat());
+        assert_eq!(names(&self.root.path().join("made")), [""; 0]);
+    }
+}
+
+#[test]
+fn a_plan_carried_out_gives_what_the_command_gives() {
+    for (model, options) in [
+        ("llama-bias", "--keep 0.7 --method lord --rank-multiple 2"),
+        ("llama-sharded", "--uniform 0.6 --method lord --rank-multiple 1 --fold"),
+        ("qwen3-moe-mixed", "--keep 0.8 --method welore --rank-multiple 4 --floor 0"),
+    ] {
+        let desk = Desk::with(model);
+        let plan = desk.made("plan.json");
+        let shown = desk.measured("plan").args(options).args("--json -o").arg(&plan).run().json();
+        assert_eq!(shown, read_json(&plan), "{model}");
+        let direct = desk.made("direct");
+        desk.measured("compress").args(options).arg("-o").arg(&direct).run().ok();
+        desk.carry_out(&plan).run().ok();
+        assert_eq!(first_difference(&desk.made("out"), &direct), None, "{model}");
+    }
+}
+
+/// Ranks drawn from shapes alone are carried out as they are, whatever measuring would prefer.
+#[test]
+fn a_plan_from_headers_is_carried_out() {
+    let desk = Desk::with("qwen2");
+    let plan = desk.made("plan.json");
+    let command = bantam("plan").arg(&desk.model).args("--keep 0.75 --rank-multiple 2 -o");
+    command.arg(&plan).run().ok();
+    let report = desk.carry_out(&plan).arg("--json").run().json();
+    assert_eq!(read_json(&plan)["expected_loss"], "assumed");
+    assert_eq!(read_json(&desk.made("out").join("bantam.json"))["plan"], read_json(&plan));
+    assert_eq!(report["weight_bytes_out"], weight_bytes(&desk.made("out")));
+}
+
+#[test]
+fn a_plan_is_for_one_model() {
+    let desk = Desk::with("llama");
+    let plan = desk.plan().to_string();
+    let other = Desk::with("llama-bias");
+    other.refuses(&plan, &["drawn for model"]);
+    // The same shapes with another norm are another model.
+    let changed = Desk::with("llama");
+    edit_weights(&changed.model, |weights| {
+        weights.get_mut("model.norm.weight").unwrap().plant(0, 0.5);
+    });
+    changed.refuses(&plan, &["drawn for model"]);
+}
+
+#[test]
+fn a_damaged_plan_is_refused() {
+    let desk = Desk::with("llama");
+    let plan = desk.plan();
+    let text = plan.to_string();
+    for cut in [0, 1, text.len() / 3, text.len() / 2, text.len() - 1] {
+        desk.refuses(&text[..cut], &[]);
+    }
+    desk.refuses("[]", &[]);
+    desk.refuses(&format!("{text}{text}"), &[]);
+    desk.carry_out(&desk.made("none.json")).run().refused(3, &["none.json"]);
+}
+
+/// Bytes of a unit of F32 with these storages.
+fn unit_bytes(unit: &Value, rank: Option<u64>) -> u64 {
+    let [m, n] = [0, 1].map(|i| unit["shape"][i].as_u64().unwrap());
+    4 * rank.map_or(m * n, |rank| rank * (m + n))
+}
+
+/// Gives a unit another rank, or none, and lets everything follow that is said to follow.
+fn choose(plan: &mut Value, at: usize, rank: Option<u64>) {
+    let unit = &mut plan["units"][at];
+    let before = unit["bytes"].as_u64().unwrap();
+    let bytes = unit_bytes(unit, rank);
+    unit["bytes"] = json!(bytes);
+    unit["storages"] = match rank {
+        Some(rank) => json!([{ "kind": "low_rank", "rank": rank }]),
+        None => json!([{ "kind": "dense" }]),
+    };
+    let (site, shape) = (unit["unit"].as_str().unwrap().to_owned(), unit["shape"].clone());
+    let total = plan["weight_bytes"].as_u64().unwrap();
+    plan["weight_bytes"] = json!(total - before + bytes);
+    let mine = |tensor: &Value| tensor["name"].as_str().unwrap().starts_with(&format!("{site}."));
+    let tensors = plan["tensors"].as_array_mut().unwrap();
+    let place = tensors.iter().position(mine).unwrap();
+    tensors.retain(|tensor| !mine(tensor));
+    let tensor = |part: &str, shape: Value| json!({ "name": format!("{site}.{part}"), "dtype": "F32", "shape": shape });
+    let made = match rank {
+        Some(rank) => vec![
+            tensor("v.weight", json!([rank, shape[1]])),
+            tensor("u.weight", json!([shape[0], rank])),
+        ],
+        None => vec![tensor("weight", shape)],
+    };
+    tensors.splice(place..place, made);
+}
+
+#[test]
+fn an_edited_plan_holds_together_or_is_refused() {
+    let desk = Desk::with("llama");
+    let plan = desk.plan();
+    let units = plan["units"].as_array().unwrap();
+    let at = units.iter().position(|unit| unit["storages"][0]["rank"].is_u64()).unwrap();
+    let site = units[at]["unit"].as_str().unwrap();
+    let rank = units[at]["storages"][0]["rank"].as_u64().unwrap();
+
+    // Another rank with all that follows from it is a plan like any other.
+    let mut smaller = plan.clone();
+    choose(&mut smaller, at, Some(rank - 2));
+    let file = desk.made("smaller.json");
+    fs::write(&file, smaller.to_string()).unwrap();
+    let report = desk.carry_out(&file).arg("--json").run().json();
+    assert_eq!(report["weight_bytes_out"], smaller["weight_bytes"]);
+    assert_eq!(weight_bytes(&desk.made("out")), smaller["weight_bytes"]);
+    fs::remove_dir_all(desk.made("out")).unwrap();
+    fs::remove_file(file).unwrap();
+
+    type Edit<'a> = (&'a str, &'a dyn Fn(&mut Value));
+    let edits: &[Edit<'_>] = &[
+        (site, &|p| p["units"][at]["storages"][0]["rank"] = json!(rank - 2)),
+        (site, &|p| p["units"][at]["bytes"] = json!(8)),
+        (site, &|p| choose(p, at, Some(0))),
+        // Factors of full rank are larger than the matrix: no method offers them.
+        (site, &|p| choose(p, at, Some(32))),
+        // A method without factors, and factors without a method.
+        (site, &|p| choose(p, at, None)),
+        (site, &|p| p["units"][at]["method"] = Value::Null),
+        ("lord", &|p| p["methods"] = json!([])),
+        ("rank_multiple", &|p| p["rank_multiple"] = json!(0)),
+        ("", &|p| p["units"][at]["unit"] = json!("model.layers.0.mlp.no_proj")),
+        ("", &|p| p["weight_bytes"] = json!(1)),
+        ("", &|p| p["model"]["weight_bytes"] = json!(1)),
+        ("", &|p| p["fold"] = json!(true)),
+        ("extra", &|p| p["extra"] = json!(1)),
+        ("", &|p| drop(p["units"].as_array_mut().unwrap().pop())),
+        ("", &|p| drop(p["tensors"].as_array_mut().unwrap().pop())),
+        ("", &|p| p["tensors"].as_array_mut().unwrap().swap(0, 1)),
+        ("", &|p| p["tensors"][0]["dtype"] = json!("F16")),
+    ];
+    let mut accepted = Vec::new();
+    for (i, (named, edit)) in edits.iter().enumerate() {
+        let mut edited = plan.clone();
+        edit(&mut edited);
+        assert_ne!(edited, plan, "edit {i} changes nothing");
+        let file = desk.root.path().join("edited.json");
+        fs::write(&file, edited.to_string()).unwrap();
+        let run = desk.carry_out(&file).run();
+        let named = run.stderr.contains("edited.json") && run.stderr.contains(named);
+        if run.code != Some(3) || !named || names(&desk.root.path().join("made")) != [""; 0] {
+            accepted.push(format!("edit {i}: {:?} {}", run.code, run.stderr));
+            let _ = fs::remove_dir_all(desk.made("out"));
+        }
+    }
+    assert!(accepted.is_empty(), "not refused with 3 by name: {accepted:#?}");
+}
+
+#[test]
+fn a_measured_plan_is_for_one_text() {
+    let desk = Desk::with("llama");
+    let file = desk.root.path().join("plan.json");
+    fs::write(&file, desk.plan().to_string()).unwrap();
+    let out = desk.made("out");
+    let with = |text: &Path, windows: &str| {
+        let command = bantam("compress").arg(&desk.model).arg("--plan").arg(&file);
+        command.arg("-o").arg(&out).arg("--text").arg(text).args(windows).run()
+    };
+    let other = desk.root.path().join("other.txt");
+    let words = fs::read_to_string(&desk.text).unwrap();
+    fs::write(&other, words.replacen("w1 ", "w2 ", 1)).unwrap();
+    with(&other, "--windows 8 --window 32").refused(2, &["measured on"]);
+    with(&desk.text, "--windows 7 --window 32").refused(2, &["measured on"]);
+    with(&desk.text, "--windows 8 --window 16").refused(2, &["measured on"]);
+    with(&desk.text, "--windows 8 --window 32 --seed 3").refused(2, &["measured on"]);
+    let none = bantam("compress").arg(&desk.model).arg("--plan").arg(&file).arg("-o").arg(&out);
+    none.run().refused(2, &["--text"]);
+    assert_eq!(names(&desk.root.path().join("made")), [""; 0]);
+}
+
+/// A file of 80 GB, all holes: what reads it takes minutes, or more memory than there is.
+#[test]
+fn plan_and_inspect_read_no_weights() {
+    let root = tempfile::tempdir().unwrap();
+    let model = root.path().join("huge");
+    copy_folder(&fixture("golden/llama"), &model);
+    let (hidden, wide, vocab) = (1 << 15, 1 << 17, 1 << 17);
+    models::edit_config(
+        &model,
+        &json!({
+            "hidden_size": hidden, "intermediate_size": wide, "vocab_size": vocab, "head_dim": 128,
+            "num_attention_heads": 256, "num_key_value_heads": 256, "num_hidden_layers": 2,
+        }),
+    );
+    let shape = |name: &str| match name {
+        n if n.contains("norm") => vec![hidden],
+        n if n.contains("embed") || n.contains("head") => vec![vocab, hidden],
+        n if n.contains("gate") || n.contains("up_proj") => vec![wide, hidden],
+        n if n.contains("down") => vec![hidden, wide],
+        _ => vec![hidden, hidden],
+    };
+    let (mut header, mut end) = (serde_json::Map::new(), 0);
+    for name in models::weights(&model).keys() {
+        let (start, shape) = (end, shape(name));
+        end += 2 * shape.iter().product::<usize>();
+        let entry = json!({ "dtype": "BF16", "shape": shape, "data_offsets": [start, end] });
+        header.insert(name.clone(), entry);
+    }
+    let file = model.join("model.safetensors");
+    let bytes = checkpoints::file_with_header(&Value::from(header).to_string(), &[]);
+    let length = (bytes.len() + end) as u64;
+    fs::write(&file, bytes).unwrap();
+    fs::OpenOptions::new().write(true).open(&file).unwrap().set_len(length).unwrap();
+    let found = bantam("inspect").arg(&model).arg("--json").run().json();
+    assert_eq!(found["weight_bytes"], end);
+    assert!(end > 64 << 30, "{end} bytes are not that many");
+    let plan =
+        bantam("plan").arg(&model).args("--keep 0.6 --rank-multiple 128 --json").run().json();
+    assert!(plan["weight_bytes"].as_u64().unwrap() <= end as u64 * 6 / 10);
+}
