@@ -2,7 +2,7 @@
 //!
 //! Every error names the file or tensor it is about, states what was expected and what was found,
 //! maps to one exit code, and may carry one hint. Modules with their own vocabulary
-//! ([`CheckpointError`](crate::checkpoint::CheckpointError)) keep their own enum; it nests here.
+//! ([`CheckpointError`]) keep their own enum; it nests here.
 
 use std::path::{Path, PathBuf};
 

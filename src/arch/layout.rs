@@ -9,11 +9,19 @@ use super::{LayerSpec, SourceModel};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 
+/// The version of what `config.json["bantam"]` declares.
+pub(crate) const LAYOUT_VERSION: u64 = 1;
+
 /// The storage that `config.json["bantam"]` declares, per site name; a site that is not named is dense.
 fn declared_storage(checkpoint: &Checkpoint) -> Result<BTreeMap<String, Storage>> {
-    let Some(declared) = checkpoint.config().get("bantam").and_then(|b| b.get("sites")) else {
-        return Ok(BTreeMap::new());
-    };
+    let Some(bantam) = checkpoint.config().get("bantam") else { return Ok(BTreeMap::new()) };
+    if let Some(version) = bantam.get("version").filter(|v| v.as_u64() != Some(LAYOUT_VERSION)) {
+        return Err(Error::Unsupported {
+            what: format!("`{}`: layout version {version}", checkpoint.root().display()),
+            hint: Some("it was written by another version of bantam; use that one".into()),
+        });
+    }
+    let Some(declared) = bantam.get("sites") else { return Ok(BTreeMap::new()) };
     serde_json::from_value(declared.clone()).map_err(|e| Error::Config {
         file: checkpoint.root().join("config.json"),
         key: "bantam.sites".into(),

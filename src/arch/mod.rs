@@ -11,6 +11,8 @@ mod rope;
 mod site;
 mod spec;
 
+pub(crate) use layout::LAYOUT_VERSION;
+
 pub use family::{FAMILIES, Family, Names, SlidingRule};
 pub use rope::{RopeScaling, RopeSpec};
 pub use site::{Port, Role, Site, Storage, Unit};

@@ -7,7 +7,7 @@
 //! | [`orthonormalise`] | an orthonormal basis of the columns, nested |
 //!
 //! Every function takes the `subject` its errors name. What is not finite is refused before any
-//! work. Signs are fixed, and work is cut into [`dense::DEGREE`] pieces whatever the number of
+//! work. Signs are fixed, and work is cut into `dense::DEGREE` pieces whatever the number of
 //! threads, so that the same input gives the same bits. `dense` is the bridge between candle's
 //! row-major tensors and faer.
 

@@ -49,7 +49,7 @@ pub fn svd(a: &Tensor, subject: &str) -> Result<Svd> {
 /// The singular values of `a [m, n]`, f32 or f64, descending.
 ///
 /// # Errors
-/// As [`svd`].
+/// As [`svd()`].
 pub fn singular_values(a: &Tensor, subject: &str) -> Result<Vec<f64>> {
     decompose(a, dense::dims(OP, a, subject)?, subject, None)
 }

@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 use super::Context;
 use super::analyse::Analyses;
 use super::verify::verify;
-use crate::arch::{Site, SourceModel, Storage, Unit};
+use crate::arch::{LAYOUT_VERSION, Site, SourceModel, Storage, Unit};
 use crate::checkpoint::{ModelWriter, TensorSpec, WriteOptions, from_f32};
 use crate::error::{Error, Result};
 use crate::passes::{UnitOutput, Weights, check_output};
@@ -57,7 +57,7 @@ pub fn apply(
     if declared.is_empty() {
         config.remove("bantam");
     } else {
-        config.set("bantam", json!({ "version": 1, "sites": declared }));
+        config.set("bantam", json!({ "version": LAYOUT_VERSION, "sites": declared }));
     }
     let sealed = writer.seal(&config, &manifest)?;
     verify(sealed.reopen()?, plan, context)?;

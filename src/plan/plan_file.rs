@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::memory::Forecast;
 use super::offer::Offer;
 use super::target::Target;
-use crate::arch::{Role, SourceModel, Storage};
+use crate::arch::{Role, Site, SourceModel, Storage};
 use crate::checkpoint::TensorSpec;
 use crate::error::{Error, Result};
 use crate::passes::Method;
@@ -136,6 +136,9 @@ impl Plan {
     }
 
     fn check(&self, model: &SourceModel) -> Result<(), String> {
+        if self.rank_multiple == 0 {
+            return Err("`rank_multiple` is 0".into());
+        }
         let units = model.units();
         if units.len() != self.units.len() {
             return Err(format!("it has {} units, the model {}", self.units.len(), units.len()));
@@ -146,17 +149,8 @@ impl Plan {
                 return Err(format!("unit `{name}` stands where `{}` is expected", unit.name()));
             }
             let sites = || unit.sites.iter().zip(&planned.offer.storages);
-            if let Some((site, rank)) = sites().find_map(|(site, storage)| match storage {
-                Storage::LowRank { rank } if *rank == 0 || *rank > site.stored_rank() => {
-                    Some((site, rank))
-                }
-                _ => None,
-            }) {
-                return Err(format!(
-                    "rank {rank} of `{}` is not in 1..={}",
-                    site.name,
-                    site.stored_rank()
-                ));
+            for (site, storage) in sites().filter(|(site, storage)| site.storage != **storage) {
+                self.check_choice(site, storage, planned)?;
             }
             let bytes: u64 = sites().map(|(site, storage)| site.bytes(storage)).sum();
             if bytes != planned.offer.bytes {
@@ -175,6 +169,27 @@ impl Plan {
             return Err(format!("its tensors have {bytes} bytes, not {}", self.weight_bytes));
         }
         Ok(())
+    }
+
+    /// A changed storage must be one that the planned method offers.
+    fn check_choice(
+        &self,
+        site: &Site,
+        storage: &Storage,
+        planned: &PlannedUnit,
+    ) -> Result<(), String> {
+        let name = &site.name;
+        if !planned.method.is_some_and(|method| self.methods.contains(&method)) {
+            return Err(format!("`{name}` changes by no method of the plan"));
+        }
+        match *storage {
+            Storage::LowRank { rank } if rank > 0 && rank.is_multiple_of(self.rank_multiple) => {}
+            _ => return Err(format!("`{name}` cannot become {storage:?}")),
+        }
+        match site.bytes(storage) < site.bytes(&site.storage) {
+            true => Ok(()),
+            false => Err(format!("`{name}` would not be smaller as {storage:?}")),
+        }
     }
 
     /// The plan as JSON, a line per value.
