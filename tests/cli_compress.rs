@@ -53,7 +53,7 @@ fn check(case: &Case, out: &Path) -> Value {
 
     let manifest = read_json(&out.join("bantam.json"));
     let plan = &manifest["plan"];
-    let written = weight_bytes(&out);
+    let written = weight_bytes(out);
     assert_eq!(report["weight_bytes_in"], weight_bytes(&case.model), "{what}");
     for told in [&report["weight_bytes_out"], &plan["weight_bytes"], &manifest["weight_bytes"]] {
         assert_eq!(*told, written, "{what}");

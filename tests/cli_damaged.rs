@@ -231,10 +231,11 @@ fn a_config_with_values_that_cannot_be() {
 #[test]
 fn a_declaration_of_a_later_version() {
     let bench = Bench::with("llama");
-    edit_config(&bench.model, &json!({ "bantam": { "version": 2, "sites": {} } }));
-    bench.refused_by_all(5, &["config.json", "bantam"]);
-    for value in [json!(3), json!("low rank"), json!({ "version": "one" }), json!({ "sites": [] })]
-    {
+    for version in [json!(2), json!(0), json!("1")] {
+        edit_config(&bench.model, &json!({ "bantam": { "version": version, "sites": {} } }));
+        bench.refused_by_all(5, &["version"]);
+    }
+    for value in [json!(3), json!("low rank"), json!([1]), json!({ "version": 1, "sites": [] })] {
         edit_config(&bench.model, &json!({ "bantam": value }));
         bench.refused_by_all(3, &["config.json", "bantam"]);
     }

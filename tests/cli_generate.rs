@@ -15,7 +15,7 @@ use bantam::arch::SourceModel;
 use bantam::measure::Tokenizer;
 use bantam::model::Decoder;
 use candle_core::Device;
-use cli::{Bantam, bantam, fixture, names};
+use cli::{Bantam, Run, bantam, fixture, names};
 use models::{edit_config, tiny, two_layers};
 use serde_json::json;
 
@@ -125,6 +125,20 @@ fn stdout_is_text_and_stderr_is_talk() {
     assert_eq!(quiet.stderr, "");
     assert_eq!(quiet.stdout, loud.stdout);
     assert!(loud.stdout.starts_with("w1 w2") && loud.stdout.ends_with('\n'));
+}
+
+/// `bantam … | head` is a way to read, not a failure.
+#[test]
+fn a_reader_that_has_seen_enough_is_no_error() {
+    let root = tempfile::tempdir().unwrap();
+    let model = tiny("llama", root.path());
+    let inspect = bantam("inspect").arg(&model);
+    for command in [inspect, bantam("completions").arg("zsh"), generate(&model, "w1", "-q")] {
+        let mut child = command.spawn();
+        drop(child.stdout.take());
+        let run = Run::of("bantam … | true".into(), child.wait_with_output().unwrap()).ok();
+        assert_eq!(run.stderr, "");
+    }
 }
 
 /// The verbs that the program's help lists.

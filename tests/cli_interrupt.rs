@@ -83,11 +83,11 @@ fn an_interrupt_while_measuring_leaves_nothing() {
     }
 }
 
-/// Here a run may be done before the signal arrives; then it is done well. One in three is not.
+/// Here a run may be done before the signal arrives; then it is done well. Not every one is.
 #[test]
 fn an_interrupt_while_writing_leaves_nothing() {
     let mut interrupted = 0;
-    for later in [0, 20, 60] {
+    for later in [0, 40] {
         let parent = tempfile::tempdir().unwrap();
         let mut child = compress(parent.path(), SHORT).spawn();
         wait_until_it_writes(&mut child, parent.path());
@@ -147,8 +147,8 @@ fn a_kill_leaves_no_model() {
         }
         run.code.is_none()
     };
-    let killed = [(0, false), (300, false), (0, true), (50, true)].map(|(ms, w)| kill(ms, w));
-    assert!(killed[..3].contains(&true), "every run was done before it was killed");
+    let killed = [(300, false), (0, true), (50, true)].map(|(ms, writing)| kill(ms, writing));
+    assert!(killed[0] && killed[1..].contains(&true), "runs were done before they were killed");
     compress(parent.path(), SHORT).run().ok();
     let elsewhere = tempfile::tempdir().unwrap();
     compress(elsewhere.path(), SHORT).run().ok();

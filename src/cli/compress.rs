@@ -11,7 +11,7 @@ use super::console::Console;
 use super::plan::describe;
 use super::report::{exact_size, peak_rss_bytes, peak_text};
 use crate::arch::SourceModel;
-use crate::checkpoint::{ModelWriter, WriteOptions};
+use crate::checkpoint::{ModelWriter, TensorInfo, WriteOptions};
 use crate::error::{Error, Result};
 use crate::passes::{Needs, Repairs};
 use crate::pipeline::{CalibrationText, Context, Request, analyse, apply, draw_plan};
@@ -158,7 +158,8 @@ fn refuse_early(
         Job::Asked(request) if !matches!(request.rule, Rule::Reduce(_)) => {
             draw_plan(model, request, None, text, context)?.tensors
         }
-        Job::Asked(_) => Vec::new(),
+        // This rule has no size to miss.
+        Job::Asked(_) => model.checkpoint.tensors().map(TensorInfo::spec).collect(),
     };
     ModelWriter::create(out, &model.checkpoint, tensors, options).map(drop)?;
     Ok(())

@@ -10,13 +10,15 @@
 //! time, and only for keys that some query of the tile may see: half of the square for a long text.
 //! A tile is one task, so results do not depend on the number of threads.
 
+use std::ops::Range;
+
 use candle_core::{CpuStorage, CustomOp3, DType, Layout, Shape, Tensor};
 use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par};
 use rayon::prelude::*;
 
-use super::causal_softmax::{Mask, RowsInPlace};
-use super::{lanes, operand};
+use super::lanes::{self, Kernel, LANES};
+use super::operand;
 use crate::error::Result;
 
 const OP: &str = "causal_attention";
@@ -132,7 +134,7 @@ impl CausalAttention {
         let keys_start = self.window.map_or(0, |window| (position + 1).saturating_sub(window));
         let keys = keys_end - keys_start;
         // Positions are counted from the first visible key.
-        let mask = Mask { first_query: position - keys_start, window: self.window };
+        let mask = Mask { first: position - keys_start, window: self.window };
         let mut scores = vec![0.0; queries * keys];
         for head in 0..heads {
             let q = &text.q[(head * tq + from) * d..][..queries * d];
@@ -142,19 +144,78 @@ impl CausalAttention {
             let v = MatRef::from_row_major_slice(&text.v[group..][..keys * d], keys, d);
             let s = MatMut::from_row_major_slice_mut(&mut scores, queries, keys);
             matmul(s, Accum::Replace, q, k.transpose(), 1.0, Par::Seq);
-            lanes::run(RowsInPlace {
-                scale: self.scale,
-                mask,
-                first: 0,
-                tq: queries,
-                tk: keys,
-                y: &mut scores,
-            });
+            lanes::run(MaskedSoftmax { scale: self.scale, mask, scores: &mut scores, keys });
             let s = MatRef::from_row_major_slice(&scores, queries, keys);
             // Rows of y seen as columns: faer 0.24's row-major view with a stride mixes the two up.
             let y = &mut y[head * d..];
             let y = MatMut::from_column_major_slice_with_stride_mut(y, d, queries, width);
             matmul(y.transpose_mut(), Accum::Replace, s, v, 1.0, Par::Seq);
         }
+    }
+}
+
+/// Which keys a query may attend to.
+#[derive(Clone, Copy)]
+struct Mask {
+    /// Position of the first query.
+    first: usize,
+    /// Keys a query sees, itself included; all before it without one.
+    window: Option<usize>,
+}
+
+impl Mask {
+    /// The keys that query `row` of the tile may attend to.
+    #[inline(always)]
+    fn allowed(self, row: usize) -> Range<usize> {
+        let end = self.first + row + 1;
+        self.window.map_or(0, |window| end.saturating_sub(window))..end
+    }
+}
+
+/// Rows of `scores [queries, keys]`, each replaced by its softmax over the keys it may attend to and
+/// zero elsewhere. Masked scores are never read.
+struct MaskedSoftmax<'a> {
+    scale: f32,
+    mask: Mask,
+    scores: &'a mut [f32],
+    keys: usize,
+}
+
+impl Kernel for MaskedSoftmax<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        for (row, y) in self.scores.chunks_exact_mut(self.keys).enumerate() {
+            let allowed = self.mask.allowed(row);
+            let (y, after) = y.split_at_mut(allowed.end.min(self.keys));
+            let (before, y) = y.split_at_mut(allowed.start);
+            before.fill(0.0);
+            after.fill(0.0);
+            softmax(y, self.scale);
+        }
+    }
+}
+
+/// The softmax of `scale y`, in place.
+#[inline(always)]
+fn softmax(y: &mut [f32], scale: f32) {
+    let max = lanes::max(y);
+    let mut sums = [0.0; LANES];
+    let (chunks, tail) = y.as_chunks_mut::<LANES>();
+    for chunk in chunks {
+        for (sum, y) in sums.iter_mut().zip(chunk) {
+            *y = lanes::exp((*y - max) * scale);
+            *sum += *y;
+        }
+    }
+    let mut sum = lanes::total(&sums);
+    for y in tail {
+        *y = lanes::exp((*y - max) * scale);
+        sum += f64::from(*y);
+    }
+    let inverse = (1.0 / sum) as f32;
+    for y in y {
+        *y *= inverse;
     }
 }

@@ -4,7 +4,6 @@
 //! |---|---|---|
 //! | [`rms_norm`] | `x / rms(x) * weight` | `[.., d], [d] -> [.., d]` |
 //! | [`rope`] | rotary embedding and transposition | `[b, t, h, d] -> [b, h, t, d]` |
-//! | [`causal_softmax`] (`_in_place`) | masked softmax of scores | `[b, h, tq, tk]` |
 //! | [`causal_attention`] | grouped-query attention | `[b, h, tq, d], 2 x [b, g, tk, d] -> [b tq, h d]` |
 //! | [`silu_mul`] | `silu(gate) * up` | any shape |
 //! | [`cross_entropy`] | next-token loss in nats | `[n, v], [n] u32 -> [n]` |
@@ -22,7 +21,6 @@
 )]
 
 mod causal_attention;
-mod causal_softmax;
 mod cross_entropy;
 mod gram;
 mod lanes;
@@ -32,7 +30,6 @@ mod rope;
 mod silu_mul;
 
 pub use causal_attention::causal_attention;
-pub use causal_softmax::{causal_softmax, causal_softmax_in_place};
 pub use cross_entropy::cross_entropy;
 pub use gram::{column_sum, gram, symmetrise};
 pub use rms_norm::rms_norm;
