@@ -21,8 +21,7 @@ fn fixtures() -> PathBuf {
 
 fn windows(model: &SourceModel, file: &str, limit: Option<usize>) -> (Windows, String) {
     let text = Text::read(&[fixtures().join(file)]).unwrap();
-    let tokens =
-        Tokenizer::open(model.checkpoint.root()).unwrap().encode(&text.content, false).unwrap();
+    let tokens = Tokenizer::open(model).unwrap().encode(&text.content, false).unwrap();
     (Windows::cut(&tokens, 256, limit, Draw::FromStart).unwrap(), text.sha256)
 }
 

@@ -6,7 +6,7 @@ use super::family::Names;
 use super::site::{Port, Role, Site, Storage};
 use super::spec::{MlpSpec, ModelSpec};
 use super::{LayerSpec, SourceModel};
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, CheckpointError, Dtype};
 use crate::error::{Error, Result};
 
 /// The version of what `config.json["bantam"]` declares.
@@ -15,6 +15,14 @@ pub(crate) const LAYOUT_VERSION: u64 = 1;
 /// The storage that `config.json["bantam"]` declares, per site name; a site that is not named is dense.
 fn declared_storage(checkpoint: &Checkpoint) -> Result<BTreeMap<String, Storage>> {
     let Some(bantam) = checkpoint.config().get("bantam") else { return Ok(BTreeMap::new()) };
+    if !bantam.is_object() {
+        return Err(Error::Config {
+            file: checkpoint.root().join("config.json"),
+            key: "bantam".into(),
+            expected: "an object".into(),
+            found: bantam.to_string(),
+        });
+    }
     if let Some(version) = bantam.get("version").filter(|v| v.as_u64() != Some(LAYOUT_VERSION)) {
         return Err(Error::Unsupported {
             what: format!("`{}`: layout version {version}", checkpoint.root().display()),
@@ -133,7 +141,7 @@ impl Finder<'_> {
             storage,
         };
         for tensor in site.tensors(&site.storage) {
-            check_shape(self.checkpoint, &tensor.name, &tensor.shape)?;
+            check_tensor(self.checkpoint, &tensor.name, &tensor.shape)?;
         }
         self.sites.push(site);
         Ok(())
@@ -143,30 +151,33 @@ impl Finder<'_> {
 /// Checks the tensors that belong to no site: embeddings, norms, routers, head.
 pub(super) fn check_remaining(checkpoint: &Checkpoint, spec: &ModelSpec) -> Result<()> {
     let (names, d) = (&spec.family.names, spec.hidden);
-    check_shape(checkpoint, names.embedding, &[spec.vocab, d])?;
-    check_shape(checkpoint, names.final_norm, &[d])?;
+    check_tensor(checkpoint, names.embedding, &[spec.vocab, d])?;
+    check_tensor(checkpoint, names.final_norm, &[d])?;
     if !spec.tied {
-        check_shape(checkpoint, names.head, &[spec.vocab, d])?;
+        check_tensor(checkpoint, names.head, &[spec.vocab, d])?;
     }
     for (index, layer) in spec.layers.iter().enumerate() {
         let at = |tensor: &str| format!("{}{index}.{tensor}", names.layer);
-        check_shape(checkpoint, &at(names.attention_norm), &[d])?;
-        check_shape(checkpoint, &at(names.mlp_norm), &[d])?;
+        check_tensor(checkpoint, &at(names.attention_norm), &[d])?;
+        check_tensor(checkpoint, &at(names.mlp_norm), &[d])?;
         if spec.attention.qk_norm {
-            check_shape(checkpoint, &at(names.q_norm), &[spec.attention.head_dim])?;
-            check_shape(checkpoint, &at(names.k_norm), &[spec.attention.head_dim])?;
+            check_tensor(checkpoint, &at(names.q_norm), &[spec.attention.head_dim])?;
+            check_tensor(checkpoint, &at(names.k_norm), &[spec.attention.head_dim])?;
         }
         if let MlpSpec::Experts { count, .. } = layer.mlp {
-            check_shape(checkpoint, &at(names.router), &[count, d])?;
+            check_tensor(checkpoint, &at(names.router), &[count, d])?;
         }
     }
     Ok(())
 }
 
-fn check_shape(checkpoint: &Checkpoint, name: &str, expected: &[usize]) -> Result<()> {
+fn check_tensor(checkpoint: &Checkpoint, name: &str, expected: &[usize]) -> Result<()> {
     let info = checkpoint.require(name)?;
-    if info.shape == expected {
-        return Ok(());
+    if info.shape != expected {
+        return Err(SourceModel::mismatch(checkpoint, info, expected));
     }
-    Err(SourceModel::mismatch(checkpoint, info, expected))
+    match info.dtype {
+        Dtype::F32 | Dtype::F16 | Dtype::BF16 => Ok(()),
+        dtype => Err(CheckpointError::NotComputable { tensor: name.to_owned(), dtype }.into()),
+    }
 }

@@ -110,7 +110,12 @@ impl ModelSpec {
             hidden,
             vocab: keys.count("vocab_size")?,
             max_positions,
-            norm_eps: keys.number("rms_norm_eps")?.unwrap_or(1e-6),
+            norm_eps: match keys.number("rms_norm_eps")? {
+                Some(eps) if eps < 0.0 => {
+                    return Err(keys.wrong("rms_norm_eps", "not negative", &eps.to_string()));
+                }
+                found => found.unwrap_or(1e-6),
+            },
             // A head on disk is used even where the config ties it, as transformers does.
             tied: keys.boolean("tie_word_embeddings")? == Some(true)
                 && checkpoint.get(family.names.head).is_none(),

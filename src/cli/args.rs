@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
+use super::console::Console;
 use crate::arch::SourceModel;
 use crate::checkpoint::{HubEnv, resolve};
 use crate::error::{Error, Result};
@@ -147,8 +148,12 @@ impl CalibrationArgs {
         !self.text.is_empty()
     }
 
-    /// Reads and tokenises the text, where there is any.
-    pub(super) fn read(&self, model: &SourceModel) -> Result<Option<CalibrationText>> {
+    /// Reads and tokenises the text, where there is any, and warns where it is too little.
+    pub(super) fn read(
+        &self,
+        model: &SourceModel,
+        console: &Console,
+    ) -> Result<Option<CalibrationText>> {
         if !self.given() {
             return Ok(None);
         }
@@ -156,6 +161,14 @@ impl CalibrationArgs {
         let length = window_length(self.window, model)?;
         let (windows, text_sha256) =
             windows_of_text(model, &self.text, length, Some(self.windows as usize), draw)?;
+        let tokens = windows.ids().len();
+        let widest = model.sites.iter().map(|site| site.in_features).max().unwrap_or(0);
+        if tokens < widest {
+            console.note(&format!(
+                "warning: {tokens} calibration tokens show less than all of the {widest} directions of \
+                 the widest linear; give more --text or --windows"
+            ));
+        }
         Ok(Some(CalibrationText { windows, text_sha256 }))
     }
 }
@@ -182,7 +195,7 @@ pub(super) fn windows_of_text(
     draw: Draw,
 ) -> Result<(Windows, String)> {
     let text = Text::read(files)?;
-    let tokens = Tokenizer::open(model.checkpoint.root())?.encode(&text.content, false)?;
+    let tokens = Tokenizer::open(model)?.encode(&text.content, false)?;
     Ok((Windows::cut(&tokens, length, limit, draw)?, text.sha256))
 }
 

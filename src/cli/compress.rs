@@ -35,7 +35,12 @@ pub(super) struct Args {
     target: Option<TargetArgs>,
 
     /// Carry out this plan, drawn by `bantam plan -o`.
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["TargetArgs", "method", "rank_multiple", "floor", "fold"])]
+    #[arg(
+        long,
+        value_name = "FILE",
+        group = "TargetArgs",
+        conflicts_with_all = ["method", "rank_multiple", "floor", "fold"]
+    )]
     plan: Option<PathBuf>,
 
     #[command(flatten)]
@@ -97,7 +102,7 @@ pub(super) fn run(args: &Args, console: &Console) -> Result<()> {
             ));
         }
     };
-    let text = args.calibration.read(&model)?;
+    let text = args.calibration.read(&model, console)?;
     let context = Context { passes: &passes, device: &Device::Cpu, progress: console };
     let mut outcome = compress(&model, job, text.as_ref(), &args.write.output, &options, context)?;
     outcome.seconds = started.elapsed().as_secs_f64();

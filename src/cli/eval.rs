@@ -80,7 +80,7 @@ pub(super) fn run(args: &Args, console: &Console) -> Result<()> {
 /// The token windows, and the hash of the text they come from.
 fn windows(args: &Args, model: &SourceModel) -> Result<(Windows, Option<String>)> {
     if let Some(file) = &args.ids {
-        let windows = Windows::from_ids_file(file)?;
+        let windows = Windows::from_ids_file(file, model.spec.vocab)?;
         let limit = model.spec.max_positions;
         if windows.length() > limit {
             return Err(Error::usage(

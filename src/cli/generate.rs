@@ -46,8 +46,8 @@ pub(super) struct Args {
 
 pub(super) fn run(args: &Args, console: &Console) -> Result<()> {
     let model = args.model.open()?;
-    let tokenizer = Tokenizer::open(model.checkpoint.root())?;
-    let mut ids = tokenizer.encode(&args.prompt, true)?;
+    let tokenizer = Tokenizer::open(&model)?;
+    let ids = tokenizer.encode(&args.prompt, true)?;
     let room = model.spec.max_positions.saturating_sub(ids.len());
     if room == 0 {
         return Err(Error::usage(
@@ -61,18 +61,20 @@ pub(super) fn run(args: &Args, console: &Console) -> Result<()> {
     }
     let mut session = Session::new(&model, &Device::Cpu)?;
     let mut sampler = Sampler::new(args.temperature, args.top_p, args.seed);
-    console.data(&args.prompt)?;
     let started = Instant::now();
+    // Nothing is printed before the model was seen to run.
+    let mut logits = session.feed(&ids)?;
+    console.data(&args.prompt)?;
     let mut made = Vec::new();
     let mut shown = String::new();
-    for _ in 0..args.max_tokens.min(room) {
+    let limit = args.max_tokens.min(room);
+    for _ in 0..limit {
         console.check()?;
-        let id = sampler.next(&session.feed(&ids)?)?;
+        let id = sampler.next(&logits)?;
         if model.spec.eos.contains(&id) {
             break;
         }
         made.push(id);
-        ids = vec![id];
         // A token may hold part of a character: what does not decode yet waits for the next.
         let text = tokenizer.decode(&made)?;
         if !text.ends_with('\u{fffd}')
@@ -80,6 +82,9 @@ pub(super) fn run(args: &Args, console: &Console) -> Result<()> {
         {
             console.data(new)?;
             shown = text;
+        }
+        if made.len() < limit {
+            logits = session.feed(&[id])?;
         }
     }
     console.data("\n")?;

@@ -1,7 +1,7 @@
 //! `bantam plan`: what compress would do, per layer and role; writes nothing but `-o plan.json`.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use candle_core::Device;
 
@@ -9,7 +9,7 @@ use super::args::{CalibrationArgs, MethodArgs, ModelArg, ReportArgs, TargetArgs}
 use super::console::Console;
 use super::report::exact_size;
 use super::table::Table;
-use crate::arch::{Role, Storage};
+use crate::arch::{Role, SourceModel, Storage};
 use crate::error::{Error, Result};
 use crate::pipeline::{Context, analyse, draw_plan};
 use crate::plan::{LossBasis, Plan, PlannedUnit, format_size};
@@ -54,7 +54,10 @@ pub(super) fn run(args: &Args, console: &Console) -> Result<()> {
     let passes = args.method.passes();
     let context = Context { passes: &passes, device: &Device::Cpu, progress: console };
     let request = args.method.request(&args.target)?;
-    let text = args.calibration.read(&model)?;
+    if let Some(file) = &args.output {
+        keep_out_of_model(file, &model)?;
+    }
+    let text = args.calibration.read(&model, console)?;
     let analyses = match args.measure || args.calibration.given() {
         true => Some(analyse(&model, text.as_ref(), context)?),
         false => None,
@@ -68,6 +71,25 @@ pub(super) fn run(args: &Args, console: &Console) -> Result<()> {
         return console.data(&plan.to_json()?);
     }
     console.data(&describe(&plan))
+}
+
+/// Refuses to write the plan among the model's own files.
+fn keep_out_of_model(file: &Path, model: &SourceModel) -> Result<()> {
+    let folder = file.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let real = |path: &Path| path.canonicalize().map_err(|e| Error::io("find folder", path, e));
+    let folder = real(folder).map_err(|_| {
+        Error::usage(
+            format!("the folder of `{}` does not exist", file.display()),
+            "make it, or write the plan elsewhere",
+        )
+    })?;
+    if folder.starts_with(real(model.checkpoint.root())?) {
+        return Err(Error::usage(
+            format!("`{}` is inside the model's folder, which is never written to", file.display()),
+            "write the plan elsewhere",
+        ));
+    }
+    Ok(())
 }
 
 /// The plan for people: kept parameters per layer and role, then totals.

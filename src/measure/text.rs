@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
+use crate::arch::SourceModel;
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 
@@ -62,20 +63,34 @@ fn invalid(file: &Path, problem: String) -> Error {
     Error::InvalidFile { file: file.to_owned(), problem, hint }
 }
 
+/// Refuses ids from `file` that are not below `vocab`.
+pub(super) fn check_vocabulary(ids: &[u32], vocab: usize, file: &Path) -> Result<()> {
+    match ids.iter().find(|&&id| id as usize >= vocab) {
+        None => Ok(()),
+        Some(id) => Err(Error::InvalidFile {
+            file: file.to_owned(),
+            problem: format!("token id {id} is outside the model's vocabulary of {vocab}"),
+            hint: Some("it belongs to another model".into()),
+        }),
+    }
+}
+
 /// The model's own tokenizer, from its `tokenizer.json`.
 #[derive(Debug)]
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     file: PathBuf,
+    /// Rows of the model's embedding.
+    vocab: usize,
 }
 
 impl Tokenizer {
-    /// Reads `tokenizer.json` in the checkpoint folder `root`.
+    /// Reads `tokenizer.json` beside the weights of `model`.
     ///
     /// # Errors
     /// [`Error::InvalidFile`] where there is none or it is malformed.
-    pub fn open(root: &Path) -> Result<Self> {
-        let file = root.join("tokenizer.json");
+    pub fn open(model: &SourceModel) -> Result<Self> {
+        let file = model.checkpoint.root().join("tokenizer.json");
         if !file.is_file() {
             return Err(Error::InvalidFile {
                 file,
@@ -86,7 +101,7 @@ impl Tokenizer {
             });
         }
         match tokenizers::Tokenizer::from_file(&file) {
-            Ok(inner) => Ok(Self { inner, file }),
+            Ok(inner) => Ok(Self { inner, file, vocab: model.spec.vocab }),
             Err(e) => Err(Error::InvalidFile { file, problem: e.to_string(), hint: None }),
         }
     }
@@ -94,9 +109,11 @@ impl Tokenizer {
     /// Token ids of `text`; `special` adds what the tokenizer puts around a prompt.
     ///
     /// # Errors
-    /// [`Error::InvalidFile`] if the tokenizer fails on the text.
+    /// [`Error::InvalidFile`] if the tokenizer fails on the text, or gives an id that the model does
+    /// not have.
     pub fn encode(&self, text: &str, special: bool) -> Result<Vec<u32>> {
         let encoding = self.inner.encode_fast(text, special).map_err(|e| self.failed(&e))?;
+        check_vocabulary(encoding.get_ids(), self.vocab, &self.file)?;
         Ok(encoding.get_ids().to_vec())
     }
 

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use super::text::check_vocabulary;
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 use safetensors::{Dtype, SafeTensors};
@@ -66,8 +67,8 @@ impl Windows {
     /// Reads windows from the tensor `input_ids` i64 `[count, length]` of a safetensors file.
     ///
     /// # Errors
-    /// A file that is malformed, lacks the tensor, or holds a negative id.
-    pub fn from_ids_file(file: &Path) -> Result<Self> {
+    /// A file that is malformed, lacks the tensor, or holds an id that is not below `vocab`.
+    pub fn from_ids_file(file: &Path, vocab: usize) -> Result<Self> {
         let invalid = |problem: String| Error::InvalidFile {
             file: file.to_owned(),
             problem,
@@ -88,7 +89,8 @@ impl Windows {
         let ids = ids.data().as_chunks::<8>().0.iter().map(|b| i64::from_le_bytes(*b));
         let ids = ids
             .map(|id| u32::try_from(id).map_err(|_| invalid(format!("{id} is not a token id"))))
-            .collect::<Result<_>>()?;
+            .collect::<Result<Vec<u32>>>()?;
+        check_vocabulary(&ids, vocab, file)?;
         Ok(Self { ids, length })
     }
 

@@ -6,7 +6,7 @@ use super::block::{Block, BlockContext};
 use super::linear::load_tensor;
 use super::{KvCache, Unobserved, rope};
 use crate::arch::SourceModel;
-use crate::checkpoint::to_f32;
+use crate::checkpoint::{CheckpointError, to_f32};
 use crate::error::{Error, Result};
 use crate::ops;
 
@@ -37,14 +37,11 @@ impl<'a> Decoder<'a> {
     /// Rows `[ids.len(), hidden]` of the embedding; only these are read.
     ///
     /// # Errors
-    /// [`Error::Usage`] for an id outside the vocabulary; rows that are not finite.
+    /// Rows that are not finite; an id outside the vocabulary is a bug of the caller.
     pub fn embed(&self, ids: &[u32]) -> Result<Tensor> {
         let (vocab, hidden) = (self.model.spec.vocab, self.model.spec.hidden);
         if let Some(&id) = ids.iter().find(|&&id| id as usize >= vocab) {
-            return Err(Error::usage(
-                format!("token id {id} is outside the model's vocabulary of {vocab}"),
-                "the tokenizer or the token file belongs to another model",
-            ));
+            return Err(Error::Bug(format!("token id {id} is outside the vocabulary of {vocab}")));
         }
         let checkpoint = &self.model.checkpoint;
         let info = checkpoint.require(self.model.spec.family.names.embedding)?;
@@ -52,7 +49,15 @@ impl<'a> Decoder<'a> {
         let row = bytes.len() / vocab;
         let rows: Vec<u8> =
             ids.iter().flat_map(|&id| &bytes[id as usize * row..][..row]).copied().collect();
-        let values = to_f32(info.dtype, &rows, &info.name)?;
+        let values = to_f32(info.dtype, &rows, &info.name).map_err(|error| match error {
+            // The place counts in the rows gathered; the user looks for it in the tensor.
+            CheckpointError::NonFinite { tensor, index } => {
+                let (row, column) = (index as usize / hidden, index % hidden as u64);
+                let index = u64::from(ids[row]) * hidden as u64 + column;
+                CheckpointError::NonFinite { tensor, index }
+            }
+            other => other,
+        })?;
         Ok(Tensor::from_vec(values, (ids.len(), hidden), &self.device)?)
     }
 

@@ -39,6 +39,10 @@ pub(super) fn can_shrink(site: &Site, multiple: usize) -> bool {
     !site.role.is_expert() && ranks(site, multiple).next().is_some()
 }
 
+/// Share of the energy that all directions together are taken to carry beyond what was measured:
+/// far below any real loss, enough that of two offers that seem to lose nothing the larger wins.
+const UNSEEN: f64 = 1e-9;
+
 /// One offer per rank, and the stored form. `energies` are what each component carries, largest
 /// first; dropping components loses `weight ·` their share of the total.
 pub(super) fn offers(site: &Site, energies: &[f64], weight: f64, multiple: usize) -> Vec<Offer> {
@@ -53,7 +57,10 @@ pub(super) fn offers(site: &Site, energies: &[f64], weight: f64, multiple: usize
         storages: vec![storage],
     };
     let low_rank = ranks(site, multiple).map(|rank| {
-        let lost = tails.get(rank).copied().unwrap_or(0.0);
+        let dropped = 1.0 - rank as f64 / site.stored_rank() as f64;
+        // Few tokens leave directions that nothing was seen along: dropping them is not free.
+        let unseen = UNSEEN * total * dropped.max(0.0);
+        let lost = tails.get(rank).copied().unwrap_or(0.0) + unseen;
         offer(Storage::LowRank { rank }, lost)
     });
     low_rank.chain([offer(site.storage.clone(), 0.0)]).collect()

@@ -61,11 +61,7 @@ pub fn draw_plan(
     let text = text.filter(|_| calibrated);
     Ok(Plan {
         bantam: env!("CARGO_PKG_VERSION").to_owned(),
-        model: ModelId {
-            family: model.spec.family.model_type.to_owned(),
-            fingerprint: model.checkpoint.fingerprint()?,
-            weight_bytes: model.checkpoint.weight_bytes(),
-        },
+        model: ModelId::of(model)?,
         rule: request.rule,
         methods: context.passes.iter().map(|pass| pass.method()).collect(),
         rank_multiple: request.rank_multiple,

@@ -10,7 +10,7 @@ use super::Context;
 use super::analyse::Analyses;
 use super::verify::verify;
 use crate::arch::{LAYOUT_VERSION, Site, SourceModel, Storage, Unit};
-use crate::checkpoint::{ModelWriter, TensorSpec, WriteOptions, from_f32};
+use crate::checkpoint::{Dtype, ModelWriter, TensorSpec, WriteOptions, from_f32, to_f32};
 use crate::error::{Error, Result};
 use crate::passes::{UnitOutput, Weights, check_output};
 use crate::plan::{Plan, PlannedUnit};
@@ -147,7 +147,7 @@ impl<'a> Maker<'a> {
         Ok(output)
     }
 
-    /// Records the error of a site's factors, rounded as they will be written, and folds them.
+    /// Rounds a site's factors as they will be written, records their error, and folds them.
     fn finish_site(
         &mut self,
         site: &Site,
@@ -156,11 +156,15 @@ impl<'a> Maker<'a> {
         output: &mut UnitOutput,
     ) -> Result<()> {
         let Storage::LowRank { .. } = storage else { return Ok(()) };
-        let [v, u] = ["v.weight", "u.weight"].map(|part| format!("{}.{part}", site.name));
-        let (Some(v), Some(u)) = (output.get(&v).cloned(), output.get(&u).cloned()) else {
-            return Ok(());
-        };
-        let product = u.to_dtype(DType::F64)?.matmul(&v.to_dtype(DType::F64)?)?;
+        let mut factors = Vec::with_capacity(2);
+        for part in ["u.weight", "v.weight"] {
+            let name = format!("{}.{part}", site.name);
+            let Some(factor) = output.get(&name) else { return Ok(()) };
+            let factor = rounded(factor, site.dtype, &name)?;
+            factors.push(factor.to_dtype(DType::F64)?);
+            output.insert(name, factor);
+        }
+        let product = factors[0].matmul(&factors[1])?;
         let weight = weights.weight(site)?;
         let norm =
             |t: &Tensor| -> Result<f64> { Ok(t.sqr()?.sum_all()?.to_scalar::<f64>()?.sqrt()) };
@@ -173,6 +177,13 @@ impl<'a> Maker<'a> {
         }
         Ok(())
     }
+}
+
+/// `tensor` f32 as it will be read back from `dtype`.
+fn rounded(tensor: &Tensor, dtype: Dtype, name: &str) -> Result<Tensor> {
+    let values = tensor.flatten_all()?.to_vec1::<f32>()?;
+    let values = to_f32(dtype, &from_f32(dtype, &values, name)?, name)?;
+    Ok(Tensor::from_vec(values, tensor.shape(), tensor.device())?)
 }
 
 /// Whether any tensor of the unit differs from the input's.

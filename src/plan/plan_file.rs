@@ -53,6 +53,20 @@ pub struct ModelId {
     pub weight_bytes: u64,
 }
 
+impl ModelId {
+    /// Identifies `model`.
+    ///
+    /// # Errors
+    /// Files that changed since they were opened.
+    pub fn of(model: &SourceModel) -> Result<Self> {
+        Ok(Self {
+            family: model.spec.family.model_type.to_owned(),
+            fingerprint: model.checkpoint.fingerprint()?,
+            weight_bytes: model.checkpoint.weight_bytes(),
+        })
+    }
+}
+
 /// How ranks are chosen.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -124,10 +138,9 @@ impl Plan {
         let text = std::fs::read_to_string(file).map_err(|e| Error::io("read", file, e))?;
         let plan: Self = serde_json::from_str(&text)
             .map_err(|e| invalid(e.to_string(), "write a plan with `bantam plan … -o FILE`"))?;
-        let found = model.checkpoint.fingerprint()?;
-        if plan.model.fingerprint != found {
-            let expected = &plan.model.fingerprint;
-            let problem = format!("it was drawn for model {expected}, this model is {found}");
+        let found = ModelId::of(model)?;
+        if plan.model != found {
+            let problem = format!("it was drawn for model {:?}, this is {found:?}", plan.model);
             return Err(invalid(problem, "draw a new plan for this model"));
         }
         // A plan may have been edited: everything that follows from the choices must still follow.
@@ -149,7 +162,11 @@ impl Plan {
                 return Err(format!("unit `{name}` stands where `{}` is expected", unit.name()));
             }
             let sites = || unit.sites.iter().zip(&planned.offer.storages);
-            for (site, storage) in sites().filter(|(site, storage)| site.storage != **storage) {
+            let changed = |(site, storage): &(&Site, &Storage)| site.storage != **storage;
+            if planned.method.is_some() != sites().any(|pair| changed(&pair)) {
+                return Err(format!("unit `{name}` and its method disagree on whether it changes"));
+            }
+            for (site, storage) in sites().filter(changed) {
                 self.check_choice(site, storage, planned)?;
             }
             let bytes: u64 = sites().map(|(site, storage)| site.bytes(storage)).sum();
