@@ -33,7 +33,7 @@ fn text(model: &Path, prompt: &str, options: &str) -> String {
 /// up to the end of the text.
 fn likeliest(folder: &Path, prompt: &str, count: usize) -> Vec<u32> {
     let model = SourceModel::open(folder).unwrap();
-    let mut ids = Tokenizer::open(folder).unwrap().encode(prompt, true).unwrap();
+    let mut ids = Tokenizer::open(&model).unwrap().encode(prompt, true).unwrap();
     let start = ids.len();
     while ids.len() - start < count {
         let logits = Decoder::new(&model, &Device::Cpu).logits(&ids, 1).unwrap();
@@ -50,7 +50,8 @@ fn likeliest(folder: &Path, prompt: &str, count: usize) -> Vec<u32> {
 
 fn check_greedy(folder: &Path, prompt: &str, count: usize) {
     let ids = likeliest(folder, prompt, count);
-    let continuation = Tokenizer::open(folder).unwrap().decode(&ids).unwrap();
+    let model = SourceModel::open(folder).unwrap();
+    let continuation = Tokenizer::open(&model).unwrap().decode(&ids).unwrap();
     let found = text(folder, prompt, &format!("--max-tokens {count}"));
     assert_eq!(found, format!("{prompt}{continuation}\n"), "{}", folder.display());
 }

@@ -33,7 +33,7 @@ fn compress(parent: &Path, windows: &str) -> Bantam {
 
 /// Measuring alone takes far longer than the moments below.
 const LONG: &str = "--windows 128 --window 256";
-const SHORT: &str = "--windows 8 --window 64";
+const SHORT: &str = "--windows 12 --window 64";
 
 /// Waits until the process would notice a signal. A signal before that ends it, as it ends any
 /// program, and is not what is tested.
