@@ -4,12 +4,13 @@
 //! in f32, summed in f64; `perplexity = exp(Σ loss / count)`.
 
 use candle_core::{Device, Tensor};
+use rayon::prelude::*;
 use serde::Serialize;
 
 use crate::arch::SourceModel;
 use crate::error::{Error, Result};
 use crate::measure::{Stream, Windows};
-use crate::model::Unobserved;
+use crate::model::Head;
 use crate::progress::Progress;
 
 /// Rows of the residual stream turned into logits at a time: bounds the logits to this times the
@@ -54,35 +55,53 @@ pub fn perplexity(
     let mut stream = Stream::new(model, windows, device)?;
     progress.begin("evaluating", stream.steps() * (model.spec.layers.len() as u64 + 1));
     while stream.next_layer().is_some() {
-        stream.advance(&mut Unobserved, progress)?;
+        stream.advance_unobserved(progress)?;
     }
     let head = stream.head()?;
     let length = windows.length();
+    // A chunk per thread, summed up in their order.
+    let chunks: Vec<(&Tensor, &[u32])> = with_ids(stream.chunks(), windows.ids())?;
+    let losses: Vec<Vec<f32>> = chunks
+        .into_par_iter()
+        .map(|(chunk, ids)| {
+            progress.check()?;
+            let losses = chunk_losses(&head, chunk, ids, length)?;
+            progress.advance(1);
+            Ok(losses)
+        })
+        .collect::<Result<_>>()?;
     let mut sums = Sums::default();
-    let mut ids = windows.ids();
-    for chunk in stream.chunks() {
-        progress.check()?;
-        let rows = chunk.dim(0)?;
-        let (here, rest) = ids.split_at(rows);
-        ids = rest;
-        // Row t predicts token t + 1; a window's last row predicts nothing.
-        let predicting: Vec<u32> =
-            (0..rows).filter(|row| (row + 1) % length != 0).map(|row| row as u32).collect();
-        let targets: Vec<u32> = predicting.iter().map(|&row| here[row as usize + 1]).collect();
-        let mut losses = Vec::with_capacity(targets.len());
-        for (rows, targets) in predicting.chunks(ROWS_PER_HEAD).zip(targets.chunks(ROWS_PER_HEAD)) {
-            let rows = Tensor::from_slice(rows, rows.len(), device)?;
-            let targets = Tensor::from_slice(targets, targets.len(), device)?;
-            let x = chunk.index_select(&rows, 0)?;
-            losses.extend(head.losses(&x, &targets)?.to_vec1::<f32>()?);
-        }
-        for window in losses.chunks(length - 1) {
-            sums.add(window);
-        }
-        progress.advance(1);
+    for window in losses.iter().flat_map(|losses| losses.chunks(length - 1)) {
+        sums.add(window);
     }
     progress.end();
     sums.finish(length)
+}
+
+/// The chunks of the stream, each with its token ids.
+fn with_ids<'a>(chunks: &'a [Tensor], mut ids: &'a [u32]) -> Result<Vec<(&'a Tensor, &'a [u32])>> {
+    let mut pairs = Vec::with_capacity(chunks.len());
+    for chunk in chunks {
+        let (here, rest) = ids.split_at(chunk.dim(0)?);
+        pairs.push((chunk, here));
+        ids = rest;
+    }
+    Ok(pairs)
+}
+
+/// The losses of the scored positions of one chunk of windows, in order.
+fn chunk_losses(head: &Head, chunk: &Tensor, ids: &[u32], length: usize) -> Result<Vec<f32>> {
+    // Row t predicts token t + 1; a window's last row predicts nothing.
+    let predicting: Vec<u32> =
+        (0..ids.len()).filter(|row| (row + 1) % length != 0).map(|row| row as u32).collect();
+    let mut losses = Vec::with_capacity(predicting.len());
+    for rows in predicting.chunks(ROWS_PER_HEAD) {
+        let targets: Vec<u32> = rows.iter().map(|&row| ids[row as usize + 1]).collect();
+        let targets = Tensor::new(targets, chunk.device())?;
+        let x = chunk.index_select(&Tensor::new(rows, chunk.device())?, 0)?;
+        losses.extend(head.losses(&x, &targets)?.to_vec1::<f32>()?);
+    }
+    Ok(losses)
 }
 
 /// Running sums over windows.

@@ -4,11 +4,12 @@
 //! however many windows there are, and only the residual stream of the windows is kept between.
 
 use candle_core::{Device, Tensor};
+use rayon::prelude::*;
 
 use super::windows::Windows;
 use crate::arch::SourceModel;
 use crate::error::{Error, Result};
-use crate::model::{BlockContext, Decoder, Head, Observer};
+use crate::model::{Block, BlockContext, Decoder, Head, Observer, Unobserved};
 use crate::progress::Progress;
 
 /// Tokens that go through a block together: enough to keep a matrix product busy, few enough for
@@ -51,24 +52,32 @@ impl<'a> Stream<'a> {
         (self.layer < self.decoder.model().spec.layers.len()).then_some(self.layer)
     }
 
-    /// Runs every window through the next block.
+    /// Runs every window through the next block, in order, for an observer to see.
     ///
     /// # Errors
     /// What the block or the observer refuses; [`Error::Interrupted`].
     pub fn advance(&mut self, observer: &mut dyn Observer, progress: &dyn Progress) -> Result<()> {
         let block = self.decoder.block(self.layer)?;
         for chunk in &mut self.chunks {
-            progress.check()?;
-            let context = BlockContext {
-                batch: chunk.dim(0)? / self.length,
-                length: self.length,
-                first: 0,
-                cos: &self.rope.0,
-                sin: &self.rope.1,
-            };
-            *chunk = block.forward(chunk, &context, None, observer)?;
-            progress.advance(1);
+            *chunk = through(&block, chunk, self.length, &self.rope, observer, progress)?;
         }
+        self.layer += 1;
+        Ok(())
+    }
+
+    /// Runs every window through the next block, chunks side by side: where nobody looks there is no
+    /// order to keep, and a chunk on each thread leaves none of them waiting for another. The result
+    /// is the same as that of [`advance`](Self::advance), bit for bit.
+    ///
+    /// # Errors
+    /// What the block refuses; [`Error::Interrupted`].
+    pub fn advance_unobserved(&mut self, progress: &dyn Progress) -> Result<()> {
+        let block = self.decoder.block(self.layer)?;
+        let (length, rope) = (self.length, &self.rope);
+        self.chunks.par_iter_mut().try_for_each(|chunk| {
+            *chunk = through(&block, chunk, length, rope, &mut Unobserved, progress)?;
+            Ok::<(), Error>(())
+        })?;
         self.layer += 1;
         Ok(())
     }
@@ -88,4 +97,20 @@ impl<'a> Stream<'a> {
             Some(layer) => Err(Error::Bug(format!("the head was asked for before block {layer}"))),
         }
     }
+}
+
+/// One chunk of windows of `length` tokens through `block`.
+fn through(
+    block: &Block,
+    chunk: &Tensor,
+    length: usize,
+    (cos, sin): &(Tensor, Tensor),
+    observer: &mut dyn Observer,
+    progress: &dyn Progress,
+) -> Result<Tensor> {
+    progress.check()?;
+    let context = BlockContext { batch: chunk.dim(0)? / length, length, first: 0, cos, sin };
+    let x = block.forward(chunk, &context, None, observer)?;
+    progress.advance(1);
+    Ok(x)
 }
