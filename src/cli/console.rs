@@ -13,6 +13,9 @@ use crate::progress::Progress;
 /// Set by the signal handler, which can reach nothing but a static.
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
+/// What takes less time than this shows no progress bar.
+const QUICK: Duration = Duration::from_secs(1);
+
 /// Where the verbs talk.
 #[derive(Debug)]
 pub(super) struct Console {
@@ -94,14 +97,12 @@ impl Progress for Console {
         if self.quiet || !std::io::stderr().is_terminal() {
             return;
         }
-        // Drawn from the first second on, so that what is quick shows no bar.
-        let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr_with_hz(5));
+        let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::hidden());
         let template = "{prefix:>12} {bar:32} {percent:>3}% {elapsed_precise} (left {eta})";
         if let Ok(style) = ProgressStyle::with_template(template) {
             bar.set_style(style);
         }
         bar.set_prefix(task.to_owned());
-        bar.enable_steady_tick(Duration::from_millis(500));
         if let Ok(mut current) = self.bar.lock() {
             *current = Some(bar);
         }
@@ -110,6 +111,11 @@ impl Progress for Console {
     fn advance(&self, steps: u64) {
         if let Some(Some(bar)) = self.bar.lock().ok().as_deref() {
             bar.inc(steps);
+            // Shown once it has taken a while: what is quick shows no bar.
+            if bar.is_hidden() && bar.elapsed() > QUICK {
+                bar.set_draw_target(ProgressDrawTarget::stderr_with_hz(5));
+                bar.enable_steady_tick(Duration::from_millis(500));
+            }
         }
     }
 

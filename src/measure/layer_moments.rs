@@ -2,7 +2,7 @@
 //!
 //! Sites that read one port share one input moment `[in, in]`. Where that is larger than the output
 //! moments of all the port's sites together (a down projection), those are taken instead; either
-//! gives a low-rank pass what it needs (`specs`: `C = W G Wᵀ`).
+//! gives a low-rank pass what it needs: `C = W G Wᵀ`.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -56,12 +56,8 @@ impl LayerMoments {
     /// # Errors
     /// Only if the device is out of memory.
     pub fn for_sites(sites: &[&Site], device: &Device) -> Result<Self> {
-        let mut by_port: BTreeMap<Port, Vec<&Site>> = BTreeMap::new();
-        for site in sites {
-            by_port.entry(site.port).or_default().push(site);
-        }
         let (mut inputs, mut outputs) = (BTreeMap::new(), BTreeMap::new());
-        for (port, readers) in by_port {
+        for (port, readers) in by_port(sites) {
             match smaller_side(&readers) {
                 Side::Input => {
                     inputs.insert(port, SecondMoment::new(readers[0].in_features, device)?);
@@ -79,15 +75,11 @@ impl LayerMoments {
 
     /// Bytes that moments for `sites` take.
     pub fn bytes_for(sites: &[&Site]) -> u64 {
-        let mut by_port: BTreeMap<Port, Vec<&Site>> = BTreeMap::new();
-        for site in sites {
-            by_port.entry(site.port).or_default().push(site);
-        }
         let entries = |readers: &Vec<&Site>| match smaller_side(readers) {
             Side::Input => square(readers[0].in_features),
             Side::Output => readers.iter().map(|s| square(s.out_features)).sum(),
         };
-        by_port.values().map(entries).sum::<u64>() * 8
+        by_port(sites).values().map(entries).sum::<u64>() * 8
     }
 
     /// The moments per site name; sites whose port saw no token (an expert nobody chose) are absent.
@@ -131,6 +123,15 @@ impl Observer for LayerMoments {
 /// Sum of squares of one chunk.
 fn energy(x: &Tensor) -> Result<f64> {
     Ok(f64::from(x.sqr()?.sum_all()?.to_scalar::<f32>()?))
+}
+
+/// The sites that read each port.
+fn by_port<'a>(sites: &[&'a Site]) -> BTreeMap<Port, Vec<&'a Site>> {
+    let mut readers: BTreeMap<Port, Vec<&Site>> = BTreeMap::new();
+    for site in sites {
+        readers.entry(site.port).or_default().push(site);
+    }
+    readers
 }
 
 fn smaller_side(readers: &[&Site]) -> Side {
