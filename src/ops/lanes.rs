@@ -172,7 +172,9 @@ mod tests {
             for_row_blocks(&mut out, width, |first, block| {
                 assert_eq!(block.len() % width, 0);
                 for (row, out) in (first..).zip(block.chunks_mut(width)) {
-                    out.iter_mut().for_each(|v| *v += row as u32 + 1);
+                    for v in out.iter_mut() {
+                        *v += row as u32 + 1;
+                    }
                 }
             });
             let expected = (0..rows * width).map(|i| (i / width) as u32 + 1);

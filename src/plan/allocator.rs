@@ -178,7 +178,7 @@ mod tests {
         let (mut exact, mut cases) = (0, 0);
         for _ in 0..300 {
             let units: Vec<_> =
-                (0..1 + split_mix(&mut state) % 6).map(|_| random_unit(&mut state)).collect();
+                (0..=split_mix(&mut state) % 6).map(|_| random_unit(&mut state)).collect();
             let smallest: u64 = units.iter().map(|o| o[0].bytes).sum();
             let largest: u64 = units.iter().filter_map(|o| o.last()).map(|o| o.bytes).sum();
             let budget = smallest + split_mix(&mut state) % (largest - smallest + 5);
