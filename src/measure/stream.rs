@@ -14,7 +14,7 @@ use crate::progress::Progress;
 
 /// Tokens that go through a block together: enough to keep a matrix product busy, few enough for
 /// activations to stay in cache.
-pub const TOKENS_PER_CHUNK: usize = 2048;
+pub const TOKENS_PER_CHUNK: usize = 1024;
 
 /// The residual stream of every window, advanced block by block.
 #[derive(Debug)]

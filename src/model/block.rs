@@ -73,11 +73,11 @@ impl Block {
     ) -> Result<Tensor> {
         let normed = ops::rms_norm(x, &self.attention_norm, self.norm_eps)?;
         let added = self.attention.forward(&normed, context, cache, observer)?;
-        let x = (x + &added)?;
+        let x = ops::add(x, &added)?;
         observer.residual(Half::Attention, &added, &x)?;
         let normed = ops::rms_norm(&x, &self.mlp_norm, self.norm_eps)?;
         let added = self.mlp.forward(&normed, observer)?;
-        let x = (x + &added)?;
+        let x = ops::add(&x, &added)?;
         observer.residual(Half::Mlp, &added, &x)?;
         Ok(x)
     }

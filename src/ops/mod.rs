@@ -5,6 +5,7 @@
 //! | [`rms_norm`] | `x / rms(x) * weight` | `[.., d], [d] -> [.., d]` |
 //! | [`rope`] | rotary embedding and transposition | `[b, t, h, d] -> [b, h, t, d]` |
 //! | [`causal_attention`] | grouped-query attention | `[b, h, tq, d], 2 x [b, g, tk, d] -> [b tq, h d]` |
+//! | [`add`] | `a + b` | any shape |
 //! | [`silu_mul`] | `silu(gate) * up` | any shape |
 //! | [`cross_entropy`] | next-token loss in nats | `[n, v], [n] u32 -> [n]` |
 //! | [`gram`], [`symmetrise`] | second moments, in f64 | `[t, n]` into `[n, n]` |
@@ -20,6 +21,7 @@
     reason = "kernels must be compiled inside the dispatching function"
 )]
 
+mod add;
 mod causal_attention;
 mod cross_entropy;
 mod gram;
@@ -29,6 +31,7 @@ mod rms_norm;
 mod rope;
 mod silu_mul;
 
+pub use add::add;
 pub use causal_attention::causal_attention;
 pub use cross_entropy::cross_entropy;
 pub use gram::{column_sum, gram, symmetrise};

@@ -1,0 +1,72 @@
+//! The sum of two tensors of one shape: what a block adds to the residual stream.
+//!
+//! ```text
+//! y = a + b
+//! a, b  any one shape, f32    ->    y  the same shape, f32
+//! ```
+//!
+//! One flop and 12 bytes (two reads, one write) per element: bound by memory. It runs on the thread
+//! that asks and on idle ones; candle's own addition wakes a pool of its own for every sum, whose
+//! threads then spin beside those that compute.
+
+use candle_core::{CpuStorage, CustomOp2, DType, Layout, Shape, Tensor};
+
+use super::lanes::{self, Kernel};
+use super::operand;
+use crate::error::Result;
+
+const OP: &str = "add";
+
+/// `a + b`, element by element.
+///
+/// # Errors
+/// What does not fit is [`Error::Bug`](crate::error::Error::Bug): shapes are checked when a model
+/// is read.
+pub fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    operand::expect(OP, "a", a, DType::F32)?;
+    operand::expect(OP, "b", b, DType::F32)?;
+    operand::expect_dims(OP, "b", b, a.dims())?;
+    Ok(a.apply_op2(b, Add)?)
+}
+
+struct Add;
+
+impl CustomOp2 for Add {
+    fn name(&self) -> &'static str {
+        OP
+    }
+
+    fn cpu_fwd(
+        &self,
+        a: &CpuStorage,
+        a_layout: &Layout,
+        b: &CpuStorage,
+        b_layout: &Layout,
+    ) -> candle_core::Result<(CpuStorage, Shape)> {
+        let a = operand::elements::<f32>(a, a_layout)?;
+        let b = operand::elements::<f32>(b, b_layout)?;
+        let mut y = vec![0.0; a.len()];
+        lanes::for_row_blocks(&mut y, 1, |first, y| {
+            let block = first..first + y.len();
+            lanes::run(Elements { a: &a[block.clone()], b: &b[block], y });
+        });
+        Ok((CpuStorage::F32(y), a_layout.shape().clone()))
+    }
+}
+
+struct Elements<'a> {
+    a: &'a [f32],
+    b: &'a [f32],
+    y: &'a mut [f32],
+}
+
+impl Kernel for Elements<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        for ((y, a), b) in self.y.iter_mut().zip(self.a).zip(self.b) {
+            *y = a + b;
+        }
+    }
+}
