@@ -224,7 +224,9 @@ impl Error {
 /// Disk full is "does not fit"; everything else the system refuses is about the input or output path.
 pub(crate) fn io_exit_code(error: &std::io::Error) -> ExitCode {
     match error.kind() {
-        std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => ExitCode::DoesNotFit,
+        std::io::ErrorKind::StorageFull
+        | std::io::ErrorKind::QuotaExceeded
+        | std::io::ErrorKind::FileTooLarge => ExitCode::DoesNotFit,
         _ => ExitCode::InvalidInput,
     }
 }

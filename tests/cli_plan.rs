@@ -12,31 +12,13 @@ mod cli;
 mod models;
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use cli::{Bantam, bantam, first_difference, fixture, names, read_json};
-use models::{copy_folder, edit_weights, tiny, tiny_text, weight_bytes};
+use models::{Desk, copy_folder, edit_weights, weight_bytes};
 use serde_json::{Value, json};
 
-/// A tiny model, a text for it, and a folder for what is made of them.
-struct Desk {
-    root: tempfile::TempDir,
-    model: PathBuf,
-    text: PathBuf,
-}
-
 impl Desk {
-    fn with(model: &str) -> Self {
-        let root = tempfile::tempdir().unwrap();
-        let (model, text) = (tiny(model, root.path()), tiny_text(root.path()));
-        fs::create_dir(root.path().join("made")).unwrap();
-        Self { root, model, text }
-    }
-
-    fn made(&self, name: &str) -> PathBuf {
-        self.root.path().join("made").join(name)
-    }
-
     fn measured(&self, verb: &str) -> Bantam {
         let command = bantam(verb).arg(&self.model).arg("--text").arg(&self.text);
         command.args("--windows 8 --window 32")
@@ -45,7 +27,7 @@ impl Desk {
     /// `compress --plan`, into `made/out`.
     fn carry_out(&self, plan: &Path) -> Bantam {
         let command = self.measured("compress").arg("--plan").arg(plan);
-        command.arg("-o").arg(self.made("out"))
+        command.arg("-o").arg(self.made().join("out"))
     }
 
     /// A measured plan to half the linears, as a value.
@@ -75,13 +57,13 @@ fn a_plan_carried_out_gives_what_the_command_gives() {
         ("qwen3-moe-mixed", "--keep 0.8 --method welore --rank-multiple 4 --floor 0"),
     ] {
         let desk = Desk::with(model);
-        let plan = desk.made("plan.json");
+        let plan = desk.made().join("plan.json");
         let shown = desk.measured("plan").args(options).args("--json -o").arg(&plan).run().json();
         assert_eq!(shown, read_json(&plan), "{model}");
-        let direct = desk.made("direct");
+        let direct = desk.made().join("direct");
         desk.measured("compress").args(options).arg("-o").arg(&direct).run().ok();
         desk.carry_out(&plan).run().ok();
-        assert_eq!(first_difference(&desk.made("out"), &direct), None, "{model}");
+        assert_eq!(first_difference(&desk.made().join("out"), &direct), None, "{model}");
     }
 }
 
@@ -89,13 +71,13 @@ fn a_plan_carried_out_gives_what_the_command_gives() {
 #[test]
 fn a_plan_from_headers_is_carried_out() {
     let desk = Desk::with("qwen2");
-    let plan = desk.made("plan.json");
+    let plan = desk.made().join("plan.json");
     let command = bantam("plan").arg(&desk.model).args("--keep 0.75 --rank-multiple 2 -o");
     command.arg(&plan).run().ok();
     let report = desk.carry_out(&plan).arg("--json").run().json();
     assert_eq!(read_json(&plan)["expected_loss"], "assumed");
-    assert_eq!(read_json(&desk.made("out").join("bantam.json"))["plan"], read_json(&plan));
-    assert_eq!(report["weight_bytes_out"], weight_bytes(&desk.made("out")));
+    assert_eq!(read_json(&desk.made().join("out").join("bantam.json"))["plan"], read_json(&plan));
+    assert_eq!(report["weight_bytes_out"], weight_bytes(&desk.made().join("out")));
 }
 
 #[test]
@@ -122,7 +104,7 @@ fn a_damaged_plan_is_refused() {
     }
     desk.refuses("[]", &[]);
     desk.refuses(&format!("{text}{text}"), &[]);
-    desk.carry_out(&desk.made("none.json")).run().refused(3, &["none.json"]);
+    desk.carry_out(&desk.made().join("none.json")).run().refused(3, &["none.json"]);
 }
 
 /// Bytes of a unit of F32 with these storages.
@@ -174,12 +156,12 @@ fn an_edited_plan_holds_together_or_is_refused() {
     // Another rank with all that follows from it is a plan like any other.
     let mut smaller = plan.clone();
     choose(&mut smaller, at, Some(rank - 2));
-    let file = desk.made("smaller.json");
+    let file = desk.made().join("smaller.json");
     fs::write(&file, smaller.to_string()).unwrap();
     let report = desk.carry_out(&file).arg("--json").run().json();
     assert_eq!(report["weight_bytes_out"], smaller["weight_bytes"]);
-    assert_eq!(weight_bytes(&desk.made("out")), smaller["weight_bytes"]);
-    fs::remove_dir_all(desk.made("out")).unwrap();
+    assert_eq!(weight_bytes(&desk.made().join("out")), smaller["weight_bytes"]);
+    fs::remove_dir_all(desk.made().join("out")).unwrap();
     fs::remove_file(file).unwrap();
 
     let edits: &[Edit<'_>] = &[
@@ -214,7 +196,7 @@ fn an_edited_plan_holds_together_or_is_refused() {
         let named = run.stderr.contains("edited.json") && run.stderr.contains(named);
         if run.code != Some(3) || !named || names(&desk.root.path().join("made")) != [""; 0] {
             accepted.push(format!("edit {i}: {:?} {}", run.code, run.stderr));
-            let _ = fs::remove_dir_all(desk.made("out"));
+            let _ = fs::remove_dir_all(desk.made().join("out"));
         }
     }
     assert!(accepted.is_empty(), "not refused with 3 by name: {accepted:#?}");
@@ -225,7 +207,7 @@ fn a_measured_plan_is_for_one_text() {
     let desk = Desk::with("llama");
     let file = desk.root.path().join("plan.json");
     fs::write(&file, desk.plan().to_string()).unwrap();
-    let out = desk.made("out");
+    let out = desk.made().join("out");
     let with = |text: &Path, windows: &str| {
         let command = bantam("compress").arg(&desk.model).arg("--plan").arg(&file);
         command.arg("-o").arg(&out).arg("--text").arg(text).args(windows).run()

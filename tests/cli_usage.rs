@@ -12,28 +12,10 @@ use std::fs;
 use std::path::PathBuf;
 
 use cli::{Bantam, bantam, files, names};
-use models::{tiny, tiny_text};
+use models::Desk;
 use serde_json::Value;
 
-/// A tiny model, a text for it, and an empty folder.
-struct Desk {
-    root: tempfile::TempDir,
-    model: PathBuf,
-    text: PathBuf,
-}
-
 impl Desk {
-    fn with(model: &str) -> Self {
-        let root = tempfile::tempdir().unwrap();
-        let (model, text) = (tiny(model, root.path()), tiny_text(root.path()));
-        fs::create_dir(root.path().join("made")).unwrap();
-        Self { root, model, text }
-    }
-
-    fn made(&self) -> PathBuf {
-        self.root.path().join("made")
-    }
-
     /// A verb on the model, with its output in the empty folder.
     fn on_model(&self, verb: &str) -> Bantam {
         let command = bantam(verb).arg(&self.model);
@@ -65,7 +47,7 @@ fn what_makes_no_sense_is_refused_as_usage() {
         ("compress", "--keep 0 --method welore", "--keep"),
         ("compress", "--keep 1.01 --method welore", "--keep"),
         ("compress", "--keep nan --method welore", "--keep"),
-        ("compress", "--keep=-0.5 --method welore", "--keep"),
+        ("compress", "--keep -0.5 --method welore", "above 0 and up to 1"),
         ("compress", "--keep 60% --method welore", "--keep"),
         ("compress", "--keep 0.9 --method zip", "zip"),
         ("compress", "--keep 0.9 --method welore --rank-multiple 0", "--rank-multiple"),

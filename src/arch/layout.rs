@@ -6,7 +6,7 @@ use super::family::Names;
 use super::site::{Port, Role, Site, Storage};
 use super::spec::{MlpSpec, ModelSpec};
 use super::{LayerSpec, SourceModel};
-use crate::checkpoint::{Checkpoint, CheckpointError, Dtype};
+use crate::checkpoint::{Checkpoint, float_width};
 use crate::error::{Error, Result};
 
 /// The version of what `config.json["bantam"]` declares.
@@ -176,8 +176,6 @@ fn check_tensor(checkpoint: &Checkpoint, name: &str, expected: &[usize]) -> Resu
     if info.shape != expected {
         return Err(SourceModel::mismatch(checkpoint, info, expected));
     }
-    match info.dtype {
-        Dtype::F32 | Dtype::F16 | Dtype::BF16 => Ok(()),
-        dtype => Err(CheckpointError::NotComputable { tensor: name.to_owned(), dtype }.into()),
-    }
+    float_width(info.dtype, name)?;
+    Ok(())
 }

@@ -112,8 +112,8 @@ fn find<const N: usize>(bytes: &[u8], bad: impl Fn([u8; N]) -> bool + Sync) -> O
     bytes.par_chunks(CHUNK * N).enumerate().filter_map(in_chunk).min()
 }
 
-/// Bytes per element of a dtype that bantam computes with.
-fn float_width(dtype: Dtype, name: &str) -> Result<usize, CheckpointError> {
+/// Bytes per element of a dtype that bantam computes with; others are refused, naming the tensor.
+pub(crate) fn float_width(dtype: Dtype, name: &str) -> Result<usize, CheckpointError> {
     match dtype {
         Dtype::F32 => Ok(4),
         Dtype::F16 | Dtype::BF16 => Ok(2),

@@ -32,6 +32,7 @@ mod tensor;
 mod writer;
 
 pub use config::Config;
+pub(crate) use decode::float_width;
 pub use decode::{check_finite, from_f32, to_f32};
 pub use error::CheckpointError;
 pub use hub::{HubEnv, resolve};

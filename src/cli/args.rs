@@ -37,15 +37,15 @@ pub(super) struct TargetArgs {
     budget: Option<u64>,
 
     /// The same as a fraction of the input's bytes.
-    #[arg(long, value_name = "FRACTION", value_parser = fraction)]
+    #[arg(long, value_name = "FRACTION", value_parser = fraction, allow_negative_numbers = true)]
     keep: Option<f64>,
 
     /// Every linear keeps this fraction of its parameters, with no allocation.
-    #[arg(long, value_name = "FRACTION", value_parser = fraction)]
+    #[arg(long, value_name = "FRACTION", value_parser = fraction, allow_negative_numbers = true)]
     uniform: Option<f64>,
 
     /// Fraction of all singular values to drop, by one threshold (welore's published rule).
-    #[arg(long, value_name = "FRACTION", value_parser = fraction)]
+    #[arg(long, value_name = "FRACTION", value_parser = fraction, allow_negative_numbers = true)]
     reduce: Option<f64>,
 }
 

@@ -161,3 +161,23 @@ pub(crate) fn two_layers(root: &Path) -> PathBuf {
     });
     folder
 }
+
+/// A tiny model, a text for it, and a folder `made` for what is made of them.
+pub(crate) struct Desk {
+    pub(crate) root: tempfile::TempDir,
+    pub(crate) model: PathBuf,
+    pub(crate) text: PathBuf,
+}
+
+impl Desk {
+    pub(crate) fn with(model: &str) -> Self {
+        let root = tempfile::tempdir().unwrap();
+        let (model, text) = (tiny(model, root.path()), tiny_text(root.path()));
+        fs::create_dir(root.path().join("made")).unwrap();
+        Self { root, model, text }
+    }
+
+    pub(crate) fn made(&self) -> PathBuf {
+        self.root.path().join("made")
+    }
+}
