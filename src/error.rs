@@ -151,7 +151,7 @@ pub enum Error {
     },
 
     /// The user asked to stop.
-    #[error("interrupted; nothing was left behind")]
+    #[error("interrupted; no model was left behind")]
     Interrupted,
 
     /// The tensor engine refused an operation: shapes were validated before, so this is a bug.

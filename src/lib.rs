@@ -22,6 +22,7 @@ pub mod cli;
 mod digest;
 pub mod error;
 pub mod eval;
+pub mod job;
 pub mod linalg;
 pub mod measure;
 pub mod model;

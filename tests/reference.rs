@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use bantam::arch::SourceModel;
 use bantam::checkpoint::WriteOptions;
 use bantam::eval::perplexity;
+use bantam::job::Job;
 use bantam::measure::{Draw, Text, Tokenizer, Windows};
 use bantam::passes::{Method, Pass, PassOptions};
 use bantam::pipeline::{CalibrationText, Context, Request, analyse, apply, draw_plan};
@@ -51,11 +52,12 @@ fn compressed(method: Method, rule: Rule) -> f64 {
     let passes: Vec<Box<dyn Pass>> = vec![method.pass(PassOptions { rank_multiple: 1 })];
     let context = Context { passes: &passes, device: &Device::Cpu, progress: &Silent };
     let request = Request { rule, rank_multiple: 1, floor: 0.0, fold: false };
-    let analyses = analyse(&model, Some(&text), context).unwrap();
-    let plan = draw_plan(&model, &request, Some(&analyses), Some(&text), context).unwrap();
     let folder = tempfile::tempdir().unwrap();
+    let mut job = Job::temporary(folder.path()).unwrap();
+    analyse(&model, Some(&text), &mut job, context).unwrap();
+    let plan = draw_plan(&model, &request, Some(&job), Some(&text), context).unwrap();
     let out = folder.path().join("out");
-    apply(&model, &plan, &analyses, &out, &WriteOptions::default(), context).unwrap();
+    apply(&model, &plan, &job, &out, &WriteOptions::default(), context).unwrap();
     measured(&out)
 }
 

@@ -8,6 +8,7 @@ use super::console::Console;
 use crate::arch::SourceModel;
 use crate::checkpoint::{HubEnv, resolve};
 use crate::error::{Error, Result};
+use crate::job::MeasureOptions;
 use crate::measure::{Draw, Text, Tokenizer, Windows};
 use crate::passes::{Method, Pass, PassOptions};
 use crate::pipeline::{CalibrationText, Request};
@@ -106,6 +107,10 @@ impl MethodName {
 impl MethodArgs {
     pub(super) fn passes(&self) -> Vec<Box<dyn Pass>> {
         passes(&[self.method.method()], self.rank_multiple as usize)
+    }
+
+    pub(super) fn measure_options(&self) -> MeasureOptions {
+        MeasureOptions { gradients: false, paper: true }
     }
 
     pub(super) fn request(&self, target: &TargetArgs) -> Result<Request> {

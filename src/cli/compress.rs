@@ -8,11 +8,13 @@ use serde_json::json;
 
 use super::args::{self, CalibrationArgs, MethodArgs, ModelArg, ReportArgs, TargetArgs};
 use super::console::Console;
+use super::job::{JobArgs, existing_parent};
 use super::plan::describe;
 use super::report::{exact_size, peak_rss_bytes, peak_text};
 use crate::arch::SourceModel;
 use crate::checkpoint::{ModelWriter, TensorInfo, WriteOptions};
 use crate::error::{Error, Result};
+use crate::job::Job;
 use crate::passes::{Needs, Repairs};
 use crate::pipeline::{CalibrationText, Context, Request, analyse, apply, draw_plan};
 use crate::plan::{Plan, Rule};
@@ -25,6 +27,7 @@ use crate::plan::{Plan, Rule};
 Examples:
   bantam compress ./model --keep 0.6 --text calib.txt -o smaller
   bantam compress ./model --budget 5.5GiB --text calib.txt -o smaller --max-shard-size 2GB
+  bantam compress ./model --keep 0.5 --text calib.txt -o half --job job --resume
   bantam compress ./model --method welore --reduce 0.3 -o smaller
   bantam compress ./model --uniform 0.8 --rank-multiple 1 --text calib.txt -o smaller")]
 pub(super) struct Args {
@@ -48,6 +51,9 @@ pub(super) struct Args {
 
     #[command(flatten)]
     calibration: CalibrationArgs,
+
+    #[command(flatten)]
+    job: JobArgs,
 
     #[command(flatten)]
     write: OutputArgs,
@@ -88,13 +94,15 @@ pub(super) fn run(args: &Args, console: &Console) -> Result<()> {
         overwrite: args.write.overwrite,
         ..WriteOptions::default()
     };
-    let (job, passes) = match (&args.plan, &args.target) {
+    let (choices, passes) = match (&args.plan, &args.target) {
         (Some(file), _) => {
             let plan = Plan::read(file, &model)?;
             let passes = args::passes(&plan.methods, plan.rank_multiple);
-            (Job::Planned(Box::new(plan)), passes)
+            (Choices::Planned(Box::new(plan)), passes)
         }
-        (None, Some(target)) => (Job::Asked(args.method.request(target)?), args.method.passes()),
+        (None, Some(target)) => {
+            (Choices::Asked(args.method.request(target)?), args.method.passes())
+        }
         (None, None) => {
             return Err(Error::usage(
                 "no size is named",
@@ -104,44 +112,51 @@ pub(super) fn run(args: &Args, console: &Console) -> Result<()> {
     };
     let text = args.calibration.read(&model, console)?;
     let context = Context { passes: &passes, device: &Device::Cpu, progress: console };
-    let mut outcome = compress(&model, job, text.as_ref(), &args.write.output, &options, context)?;
+    let (text, out) = (text.as_ref(), args.write.output.as_path());
+    refuse_early(&model, &choices, text, out, &options, context)?;
+    let measuring = args.method.measure_options();
+    let mut job = args.job.open(&model, text, measuring, &existing_parent(out), console)?;
+    let result = compress(&model, choices, text, &mut job, out, &options, context);
+    let mut outcome = args.job.explain_failure(result, console)?;
     outcome.seconds = started.elapsed().as_secs_f64();
     console.detail(&describe(&outcome.plan));
     report(&outcome, args, console)
 }
 
 /// Where the choices come from.
-pub(super) enum Job {
+pub(super) enum Choices {
     /// A plan drawn before.
     Planned(Box<Plan>),
     /// A plan to draw.
     Asked(Request),
 }
 
-/// The whole road. What can be refused is refused before the work starts.
+/// The road from the statistics to the model that is written.
 pub(super) fn compress(
     model: &SourceModel,
-    job: Job,
+    choices: Choices,
     text: Option<&CalibrationText>,
+    job: &mut Job,
     out: &Path,
     options: &WriteOptions,
     context: Context<'_>,
 ) -> Result<Outcome> {
     let started = Instant::now();
-    refuse_early(model, &job, text, out, options, context)?;
-    let analyses = analyse(model, text, context)?;
-    let plan = match job {
-        Job::Planned(plan) => *plan,
-        Job::Asked(request) => draw_plan(model, &request, Some(&analyses), text, context)?,
+    analyse(model, text, job, context)?;
+    let plan = match choices {
+        Choices::Planned(plan) => *plan,
+        Choices::Asked(request) => draw_plan(model, &request, Some(job), text, context)?,
     };
-    apply(model, &plan, &analyses, out, options, context)?;
+    job.record_plan(&plan.to_json()?)?;
+    apply(model, &plan, job, out, options, context)?;
     let seconds = started.elapsed().as_secs_f64();
-    Ok(Outcome { plan, repairs: analyses.repairs(), seconds })
+    Ok(Outcome { plan, repairs: job.repairs(), seconds })
 }
 
-fn refuse_early(
+/// Refuses what can be refused before any work.
+pub(super) fn refuse_early(
     model: &SourceModel,
-    job: &Job,
+    choices: &Choices,
     text: Option<&CalibrationText>,
     out: &Path,
     options: &WriteOptions,
@@ -154,17 +169,17 @@ fn refuse_early(
             "add --text FILE",
         ));
     }
-    let tensors = match job {
-        Job::Planned(plan) => {
+    let tensors = match choices {
+        Choices::Planned(plan) => {
             same_calibration(plan, text)?;
             plan.tensors.clone()
         }
         // Ranks are not known yet, but from the shapes alone it is known whether any fit.
-        Job::Asked(request) if !matches!(request.rule, Rule::Reduce(_)) => {
+        Choices::Asked(request) if !matches!(request.rule, Rule::Reduce(_)) => {
             draw_plan(model, request, None, text, context)?.tensors
         }
         // This rule has no size to miss.
-        Job::Asked(_) => model.checkpoint.tensors().map(TensorInfo::spec).collect(),
+        Choices::Asked(_) => model.checkpoint.tensors().map(TensorInfo::spec).collect(),
     };
     ModelWriter::create(out, &model.checkpoint, tensors, options).map(drop)?;
     Ok(())

@@ -7,7 +7,7 @@ use candle_core::Device;
 use serde_json::json;
 
 use super::args::{ReportArgs, fraction, passes, windows_of_text};
-use super::compress::{Job, compress};
+use super::compress::{Choices, compress, refuse_early};
 use super::console::Console;
 use super::report::{exact_size, peak_rss_bytes, peak_text, perplexity_text};
 use super::table::Table;
@@ -15,6 +15,7 @@ use crate::arch::SourceModel;
 use crate::checkpoint::WriteOptions;
 use crate::error::{Error, Result};
 use crate::eval::{Perplexity, perplexity};
+use crate::job::Job;
 use crate::measure::Draw;
 use crate::passes::Method;
 use crate::pipeline::{CalibrationText, Context, Request};
@@ -91,7 +92,10 @@ pub(super) fn run(args: &Args, console: &Console) -> Result<()> {
     };
     let text = CalibrationText { windows, text_sha256 };
     let options = WriteOptions::default();
-    let outcome = compress(&model, Job::Asked(request), Some(&text), &output, &options, context)?;
+    let (choices, text) = (Choices::Asked(request), Some(&text));
+    refuse_early(&model, &choices, text, &output, &options, context)?;
+    let mut job = Job::temporary(root)?;
+    let outcome = compress(&model, choices, text, &mut job, &output, &options, context)?;
     let after = perplexity(&SourceModel::open(&output)?, &test, &Device::Cpu, console)?;
 
     let figures = Figures {

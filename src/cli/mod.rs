@@ -11,6 +11,7 @@ mod demo;
 mod eval;
 mod generate;
 mod inspect;
+mod job;
 mod plan;
 mod report;
 mod table;

@@ -1,15 +1,16 @@
 //! `bantam plan`: what compress would do, per layer and role; writes nothing but `-o plan.json`.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use candle_core::Device;
 
 use super::args::{CalibrationArgs, MethodArgs, ModelArg, ReportArgs, TargetArgs};
 use super::console::Console;
+use super::job::{JobArgs, keep_out_of_model};
 use super::report::exact_size;
 use super::table::Table;
-use crate::arch::{Role, SourceModel, Storage};
+use crate::arch::{Role, Storage};
 use crate::error::{Error, Result};
 use crate::pipeline::{Context, analyse, draw_plan};
 use crate::plan::{LossBasis, Plan, PlannedUnit, format_size};
@@ -22,8 +23,8 @@ use crate::plan::{LossBasis, Plan, PlannedUnit, format_size};
 #[command(after_help = "\
 Examples:
   bantam plan ./model --keep 0.6
-  bantam plan ./model --budget 5.5GiB --text calib.txt -o plan.json
-  bantam compress ./model --plan plan.json --text calib.txt -o smaller")]
+  bantam plan ./model --budget 5.5GiB --text calib.txt --job job -o plan.json
+  bantam compress ./model --plan plan.json --text calib.txt --job job -o smaller")]
 pub(super) struct Args {
     #[command(flatten)]
     model: ModelArg,
@@ -36,6 +37,9 @@ pub(super) struct Args {
 
     #[command(flatten)]
     calibration: CalibrationArgs,
+
+    #[command(flatten)]
+    job: JobArgs,
 
     /// Read the weights (and --text, where the method needs it), not only headers.
     #[arg(long)]
@@ -55,14 +59,27 @@ pub(super) fn run(args: &Args, console: &Console) -> Result<()> {
     let context = Context { passes: &passes, device: &Device::Cpu, progress: console };
     let request = args.method.request(&args.target)?;
     if let Some(file) = &args.output {
+        let folder = file.parent().filter(|p| !p.as_os_str().is_empty());
+        if folder.is_some_and(|folder| !folder.is_dir()) {
+            return Err(Error::usage(
+                format!("the folder of `{}` does not exist", file.display()),
+                "make it, or write the plan elsewhere",
+            ));
+        }
         keep_out_of_model(file, &model)?;
     }
     let text = args.calibration.read(&model, console)?;
-    let analyses = match args.measure || args.calibration.given() {
-        true => Some(analyse(&model, text.as_ref(), context)?),
+    let job = match args.measure || args.calibration.given() {
+        true => {
+            let (text, scratch) = (text.as_ref(), std::env::temp_dir());
+            let options = args.method.measure_options();
+            let mut job = args.job.open(&model, text, options, &scratch, console)?;
+            args.job.explain_failure(analyse(&model, text, &mut job, context), console)?;
+            Some(job)
+        }
         false => None,
     };
-    let plan = draw_plan(&model, &request, analyses.as_ref(), text.as_ref(), context)?;
+    let plan = draw_plan(&model, &request, job.as_ref(), text.as_ref(), context)?;
     if let Some(file) = &args.output {
         std::fs::write(file, plan.to_json()?).map_err(|e| Error::io("write", file, e))?;
         console.note(&format!("wrote `{}`", file.display()));
@@ -71,25 +88,6 @@ pub(super) fn run(args: &Args, console: &Console) -> Result<()> {
         return console.data(&plan.to_json()?);
     }
     console.data(&describe(&plan))
-}
-
-/// Refuses to write the plan among the model's own files.
-fn keep_out_of_model(file: &Path, model: &SourceModel) -> Result<()> {
-    let folder = file.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let real = |path: &Path| path.canonicalize().map_err(|e| Error::io("find folder", path, e));
-    let folder = real(folder).map_err(|_| {
-        Error::usage(
-            format!("the folder of `{}` does not exist", file.display()),
-            "make it, or write the plan elsewhere",
-        )
-    })?;
-    if folder.starts_with(real(model.checkpoint.root())?) {
-        return Err(Error::usage(
-            format!("`{}` is inside the model's folder, which is never written to", file.display()),
-            "write the plan elsewhere",
-        ));
-    }
-    Ok(())
 }
 
 /// The plan for people: kept parameters per layer and role, then totals.

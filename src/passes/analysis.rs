@@ -1,18 +1,30 @@
 //! What a pass keeps of a unit between analysis and apply: named tensors and a count of repairs.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 
-/// The result of [`Pass::analyse`](super::Pass::analyse), storable as it is.
-#[derive(Debug, Clone, Default)]
+/// The result of [`Pass::analyse`](super::Pass::analyse): tensors at hand, or in a store that reads
+/// them when they are asked for.
+#[derive(Debug, Default)]
 pub struct Analysis {
     tensors: BTreeMap<&'static str, Tensor>,
+    stored: Option<Box<dyn TensorSource>>,
     /// Numbers that had to be mended on the way.
     pub repairs: Repairs,
+}
+
+/// Where the tensors of an analysis lie that is not in memory.
+pub trait TensorSource: fmt::Debug {
+    /// Reads tensor `name`; `None` where there is none of that name.
+    ///
+    /// # Errors
+    /// A store that cannot be read or was changed.
+    fn tensor(&self, name: &str) -> Result<Option<Tensor>>;
 }
 
 /// Numeric fixes, counted so that they can be reported.
@@ -43,12 +55,27 @@ impl Analysis {
         self
     }
 
+    /// An analysis whose tensors are read from `source`.
+    pub fn stored(repairs: Repairs, source: impl TensorSource + 'static) -> Self {
+        Self { tensors: BTreeMap::new(), stored: Some(Box::new(source)), repairs }
+    }
+
+    /// The tensors at hand, by name.
+    pub fn tensors(&self) -> impl Iterator<Item = (&'static str, &Tensor)> {
+        self.tensors.iter().map(|(name, tensor)| (*name, tensor))
+    }
+
     /// The tensor of that name.
     ///
     /// # Errors
-    /// [`Error::Bug`] where the pass did not store it.
-    pub fn tensor(&self, name: &str) -> Result<&Tensor> {
-        self.tensors.get(name).ok_or_else(|| Error::Bug(format!("the analysis holds no `{name}`")))
+    /// As [`TensorSource::tensor`]; [`Error::Bug`] where the pass did not store it.
+    pub fn tensor(&self, name: &str) -> Result<Tensor> {
+        let found = match (self.tensors.get(name), &self.stored) {
+            (Some(tensor), _) => Some(tensor.clone()),
+            (None, Some(stored)) => stored.tensor(name)?,
+            (None, None) => None,
+        };
+        found.ok_or_else(|| Error::Bug(format!("the analysis holds no `{name}`")))
     }
 
     /// A stored vector of numbers.
@@ -57,11 +84,5 @@ impl Analysis {
     /// As [`tensor`](Self::tensor).
     pub fn numbers(&self, name: &str) -> Result<Vec<f64>> {
         Ok(self.tensor(name)?.to_vec1::<f64>()?)
-    }
-
-    /// Bytes held in memory.
-    pub fn bytes(&self) -> u64 {
-        let size = |t: &Tensor| (t.elem_count() * t.dtype().size_in_bytes()) as u64;
-        self.tensors.values().map(size).sum()
     }
 }

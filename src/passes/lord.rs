@@ -65,8 +65,8 @@ impl Pass for Lord {
         let weight = weights.weight(site)?;
         let bias = weights.bias(site)?;
         let directions = principal_directions(site, &weight, bias.as_ref(), stats)?;
-        // No offer takes more columns than this.
-        let kept = ranks(site, self.options.rank_multiple).last().unwrap_or(0);
+        // No offer takes more columns than this, whatever its multiple.
+        let kept = ranks(site, 1).last().unwrap_or(0);
         let basis = directions.vectors.narrow(1, 0, kept)?.to_dtype(DType::F32)?;
         let device = weight.device();
         let energies =
@@ -109,7 +109,7 @@ impl Pass for Lord {
         if let Some(bias) = weights.bias(site)? {
             // b' = μ - U Uᵀ (μ - b)
             let mean = analysis.tensor("mean")?;
-            let off = (mean - &bias)?.unsqueeze(1)?;
+            let off = (&mean - &bias)?.unsqueeze(1)?;
             let kept = u.matmul(&u.t()?.matmul(&off)?)?.squeeze(1)?;
             let centred = (mean - kept)?.to_dtype(DType::F32)?;
             output.insert(format!("{}.bias", site.name), centred);

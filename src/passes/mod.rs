@@ -15,7 +15,7 @@ mod lord;
 mod low_rank;
 mod welore;
 
-pub use analysis::{Analysis, Repairs};
+pub use analysis::{Analysis, Repairs, TensorSource};
 pub use lord::Lord;
 pub use low_rank::{break_even, uniform_rank};
 pub use welore::{Welore, reduction_ranks};

@@ -46,7 +46,7 @@ impl Pass for Welore {
     fn analyse(&self, unit: &Unit, weights: &Weights<'_>, _: &UnitStats) -> Result<Analysis> {
         let site = single(unit)?;
         let svd = linalg::svd(&weights.weight(site)?, &site.name)?;
-        let kept = ranks(site, self.options.rank_multiple).last().unwrap_or(0).min(svd.s.len());
+        let kept = ranks(site, 1).last().unwrap_or(0).min(svd.s.len());
         let device = svd.u.device();
         let roots: Vec<f64> = svd.s[..kept].iter().map(|s| s.sqrt()).collect();
         let roots = Tensor::from_vec(roots, kept, device)?;

@@ -1,10 +1,11 @@
 //! From offers to a plan: the allocator for a size, or one of the published rank rules.
 
 use super::Context;
-use super::analyse::{Analyses, CalibrationText};
+use super::analyse::CalibrationText;
 use crate::arch::{Site, SourceModel, Storage, Unit};
 use crate::checkpoint::TensorSpec;
 use crate::error::{Error, Result};
+use crate::job::Job;
 use crate::passes::{Analysis, Method, Needs, reduction_ranks, uniform_rank};
 use crate::plan::{
     LossBasis, ModelId, Offer, Plan, PlannedUnit, Rule, allocate, forecast, output_tensors,
@@ -26,7 +27,7 @@ pub struct Request {
 /// An offer and the method that made it; `None` is the stored form.
 type Candidate = (Option<Method>, Offer);
 
-/// Draws the plan. Without `analyses`, from shapes and an assumed spectrum.
+/// Draws the plan from the analyses in `job`. Without one, from shapes and an assumed spectrum.
 ///
 /// # Errors
 /// [`Error::BudgetTooSmall`] with the size of the smallest possible model; a rule that needs an
@@ -34,13 +35,13 @@ type Candidate = (Option<Method>, Offer);
 pub fn draw_plan(
     model: &SourceModel,
     request: &Request,
-    analyses: Option<&Analyses>,
+    job: Option<&Job>,
     text: Option<&CalibrationText>,
     context: Context<'_>,
 ) -> Result<Plan> {
     let units = model.units();
     let candidates: Vec<Vec<Candidate>> =
-        units.iter().map(|unit| candidates(unit, analyses, context)).collect::<Result<_>>()?;
+        units.iter().map(|unit| candidates(unit, job, context)).collect::<Result<_>>()?;
     let chosen = match request.rule {
         Rule::Target(target) => {
             let weight_bytes = model.checkpoint.weight_bytes();
@@ -49,7 +50,7 @@ pub fn draw_plan(
             by_budget(&units, &candidates, budget, fixed, request.floor)?
         }
         Rule::Uniform(kept) => uniform(&units, &candidates, kept, request.rank_multiple),
-        Rule::Reduce(reduce) => reduced(&units, &candidates, analyses, reduce, request)?,
+        Rule::Reduce(reduce) => reduced(&units, &candidates, job, reduce, request, context)?,
     };
     let planned: Vec<PlannedUnit> = units
         .iter()
@@ -66,7 +67,7 @@ pub fn draw_plan(
         methods: context.passes.iter().map(|pass| pass.method()).collect(),
         rank_multiple: request.rank_multiple,
         fold: request.fold,
-        expected_loss: match (analyses, calibrated) {
+        expected_loss: match (job, calibrated) {
             (None, _) => LossBasis::Assumed,
             (Some(_), true) => LossBasis::OutputEnergy,
             (Some(_), false) => LossBasis::WeightEnergy,
@@ -80,17 +81,13 @@ pub fn draw_plan(
 }
 
 /// Every offer for `unit`, by bytes ascending; the stored form is there once.
-fn candidates(
-    unit: &Unit,
-    analyses: Option<&Analyses>,
-    context: Context<'_>,
-) -> Result<Vec<Candidate>> {
+fn candidates(unit: &Unit, job: Option<&Job>, context: Context<'_>) -> Result<Vec<Candidate>> {
     let stored: Vec<Storage> = unit.sites.iter().map(|site| site.storage.clone()).collect();
     let as_it_is = Offer { storages: stored, bytes: unit.stored_bytes(), expected_loss: 0.0 };
     let mut found = Vec::new();
     for pass in context.passes.iter().filter(|pass| pass.takes(unit)) {
-        let analysis = analyses.and_then(|a| a.get(unit.name(), pass.method()));
-        let offers = pass.offers(unit, analysis)?.into_iter();
+        let analysis = job.and_then(|job| job.get(unit.name(), pass.method(), context.device));
+        let offers = pass.offers(unit, analysis.as_ref())?.into_iter();
         let smaller = offers.filter(|offer| offer.storages != as_it_is.storages);
         found.extend(smaller.map(|offer| (Some(pass.method()), offer)));
     }
@@ -154,21 +151,23 @@ fn uniform(
 fn reduced(
     units: &[Unit],
     candidates: &[Vec<Candidate>],
-    analyses: Option<&Analyses>,
+    job: Option<&Job>,
     reduce: f64,
     request: &Request,
+    context: Context<'_>,
 ) -> Result<Vec<usize>> {
-    let analyses = analyses.ok_or_else(|| {
+    let job = job.ok_or_else(|| {
         Error::usage("--reduce ranks singular values", "add --measure to read the weights")
     })?;
-    let linears: Vec<(usize, &Site, &Analysis)> = units
+    let linears: Vec<(usize, &Site, Analysis)> = units
         .iter()
         .enumerate()
         .filter_map(|(i, unit)| {
-            Some((i, &unit.sites[0], analyses.get(unit.name(), Method::Welore)?))
+            let analysis = job.get(unit.name(), Method::Welore, context.device)?;
+            Some((i, &unit.sites[0], analysis))
         })
         .collect();
-    let pairs: Vec<(&Site, &Analysis)> = linears.iter().map(|(_, s, a)| (*s, *a)).collect();
+    let pairs: Vec<(&Site, &Analysis)> = linears.iter().map(|(_, s, a)| (*s, a)).collect();
     let ranks = reduction_ranks(&pairs, reduce, request.rank_multiple)?;
     let mut chosen: Vec<usize> = candidates.iter().map(|c| position(c, None)).collect();
     for ((unit, ..), rank) in linears.into_iter().zip(ranks) {

@@ -1,12 +1,11 @@
 //! Measure and analyse: one block at a time, what the passes need and what they make of it.
 
-use std::collections::BTreeMap;
-
 use super::Context;
 use crate::arch::{Site, SourceModel, Unit};
 use crate::error::{Error, Result};
+use crate::job::Job;
 use crate::measure::{LayerMoments, Stream, Windows};
-use crate::passes::{Analysis, Method, Needs, Pass, Repairs, UnitStats, Weights};
+use crate::passes::{Needs, Pass, UnitStats, Weights};
 use crate::plan::Calibration;
 
 /// The calibration tokens and where they come from.
@@ -30,84 +29,99 @@ impl CalibrationText {
     }
 }
 
-/// What every pass made of every unit it takes.
-#[derive(Debug, Default)]
-pub struct Analyses {
-    found: BTreeMap<(String, Method), Analysis>,
-}
-
-impl Analyses {
-    /// The analysis of `unit` by `method`.
-    pub fn get(&self, unit: &str, method: Method) -> Option<&Analysis> {
-        self.found.get(&(unit.to_owned(), method))
-    }
-
-    /// All repairs together.
-    pub fn repairs(&self) -> Repairs {
-        let mut total = Repairs::default();
-        for analysis in self.found.values() {
-            total.add(analysis.repairs);
-        }
-        total
-    }
-}
-
 /// Streams the calibration text through the model, where any pass needs it, and analyses each
-/// block's units while its statistics are at hand.
+/// block's units while its statistics are at hand. Every analysis goes to `job`; what is there
+/// already is not made again, and blocks whose units are all there are run but not measured.
 ///
 /// # Errors
-/// [`Error::Usage`] where a pass needs text and there is none; whatever reading, measuring or a
-/// pass refuses.
+/// [`Error::Usage`] where a pass needs text and there is none; whatever reading, measuring, a pass
+/// or the job folder refuses.
 pub fn analyse(
     model: &SourceModel,
     text: Option<&CalibrationText>,
+    job: &mut Job,
     context: Context<'_>,
-) -> Result<Analyses> {
+) -> Result<()> {
     let needs_text = context.passes.iter().find(|pass| pass.needs() == Needs::Moments);
-    let mut stream = match (needs_text, text) {
-        (Some(_), Some(text)) => Some(Stream::new(model, &text.windows, context.device)?),
-        (Some(pass), None) => {
-            return Err(Error::usage(
-                format!(
-                    "method `{}` measures activations and needs calibration text",
-                    pass.method()
-                ),
-                "add --text FILE",
-            ));
-        }
-        (None, _) => None,
-    };
-    let units = model.units();
-    let layers = model.spec.layers.len();
-    let streamed = stream.as_ref().map_or(0, |s| s.steps() * layers as u64);
-    context.progress.begin("measuring", streamed + units.len() as u64);
-    let mut analyses = Analyses::default();
-    for layer in 0..layers {
-        let here: Vec<&Unit> = units.iter().filter(|u| u.sites[0].layer == layer).collect();
-        let stats = match &mut stream {
-            Some(stream) => measured(stream, &here, context)?,
-            None => UnitStats::new(),
-        };
-        let weights = Weights::new(&model.checkpoint, context.device);
-        for unit in here {
-            context.progress.check()?;
-            for pass in context.passes.iter().filter(|pass| pass.takes(unit)) {
-                let analysis = pass.analyse(unit, &weights, &stats)?;
-                analyses.found.insert((unit.name().to_owned(), pass.method()), analysis);
-            }
-            context.progress.advance(1);
-        }
+    if let (Some(pass), None) = (needs_text, text) {
+        return Err(Error::usage(
+            format!("method `{}` measures activations and needs calibration text", pass.method()),
+            "add --text FILE",
+        ));
     }
-    context.progress.end();
-    Ok(analyses)
+    let layers = Todo::of(model, job, context);
+    if let Some(last) = layers.iter().rposition(|todo| !todo.is_empty()) {
+        let layers = &layers[..=last];
+        let mut stream = match text.filter(|_| needs_text.is_some()) {
+            Some(text) => Some(Stream::new(model, &text.windows, context.device)?),
+            None => None,
+        };
+        let streamed = stream.as_ref().map_or(0, |s| s.steps() * layers.len() as u64);
+        let analysed = layers.iter().map(Vec::len).sum::<usize>();
+        context.progress.begin("measuring", streamed + analysed as u64);
+        for todo in layers {
+            let stats = match &mut stream {
+                Some(stream) => measured(stream, todo, context)?,
+                None => UnitStats::new(),
+            };
+            analyse_layer(model, todo, &stats, job, context)?;
+        }
+        context.progress.end();
+    }
+    for pass in context.passes {
+        job.complete(pass.method())?;
+    }
+    Ok(())
 }
 
-/// Runs one block and returns the statistics of its sites that some pass takes.
-fn measured(stream: &mut Stream<'_>, units: &[&Unit], context: Context<'_>) -> Result<UnitStats> {
-    let measures =
-        |pass: &dyn Pass, unit: &Unit| pass.needs() == Needs::Moments && pass.takes(unit);
-    let taken = |unit: &&&Unit| context.passes.iter().any(|pass| measures(pass.as_ref(), unit));
-    let sites: Vec<&Site> = units.iter().filter(taken).flat_map(|unit| &unit.sites).collect();
+/// An analysis that is still to be made.
+struct Todo<'a> {
+    unit: Unit,
+    pass: &'a dyn Pass,
+}
+
+impl<'a> Todo<'a> {
+    /// What the job lacks, layer by layer.
+    fn of(model: &SourceModel, job: &Job, context: Context<'a>) -> Vec<Vec<Self>> {
+        let mut layers: Vec<Vec<Self>> = model.spec.layers.iter().map(|_| Vec::new()).collect();
+        for unit in model.units() {
+            for pass in context.passes.iter().map(AsRef::as_ref) {
+                if pass.takes(&unit) && !job.has(unit.name(), pass.method()) {
+                    layers[unit.sites[0].layer].push(Self { unit: unit.clone(), pass });
+                }
+            }
+        }
+        layers
+    }
+}
+
+/// Makes and stores the analyses of one layer.
+fn analyse_layer(
+    model: &SourceModel,
+    todo: &[Todo<'_>],
+    stats: &UnitStats,
+    job: &mut Job,
+    context: Context<'_>,
+) -> Result<()> {
+    let weights = Weights::new(&model.checkpoint, context.device);
+    for Todo { unit, pass } in todo {
+        context.progress.check()?;
+        let analysis = pass.analyse(unit, &weights, stats)?;
+        job.store(unit.name(), pass.method(), &analysis)?;
+        context.progress.advance(1);
+    }
+    Ok(())
+}
+
+/// Runs one block and returns the statistics of the sites that wait for them.
+fn measured(stream: &mut Stream<'_>, todo: &[Todo<'_>], context: Context<'_>) -> Result<UnitStats> {
+    let waits = |todo: &&Todo<'_>| todo.pass.needs() == Needs::Moments;
+    let mut sites: Vec<&Site> = todo.iter().filter(waits).flat_map(|t| &t.unit.sites).collect();
+    sites.dedup_by_key(|site| &site.name);
+    if sites.is_empty() {
+        stream.advance_unobserved(context.progress)?;
+        return Ok(UnitStats::new());
+    }
     let mut moments = LayerMoments::for_sites(&sites, context.device)?;
     stream.advance(&mut moments, context.progress)?;
     Ok(moments.into_stats(&sites))

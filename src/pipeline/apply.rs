@@ -7,11 +7,11 @@ use candle_core::{DType, Tensor};
 use serde_json::{Map, Value, json};
 
 use super::Context;
-use super::analyse::Analyses;
 use super::verify::verify;
 use crate::arch::{LAYOUT_VERSION, Site, SourceModel, Storage, Unit};
 use crate::checkpoint::{Dtype, ModelWriter, TensorSpec, WriteOptions, from_f32, to_f32};
 use crate::error::{Error, Result};
+use crate::job::Job;
 use crate::passes::{UnitOutput, Weights, check_output};
 use crate::plan::{Plan, PlannedUnit};
 
@@ -31,13 +31,13 @@ pub struct Applied {
 pub fn apply(
     model: &SourceModel,
     plan: &Plan,
-    analyses: &Analyses,
+    job: &Job,
     out: &Path,
     options: &WriteOptions,
     context: Context<'_>,
 ) -> Result<Applied> {
     let mut writer = ModelWriter::create(out, &model.checkpoint, plan.tensors.clone(), options)?;
-    let mut maker = Maker::new(model, plan, analyses, context);
+    let mut maker = Maker::new(model, plan, job, context);
     context.progress.begin("writing", plan.tensors.len() as u64);
     for spec in &plan.tensors {
         context.progress.check()?;
@@ -51,7 +51,7 @@ pub fn apply(
         context.progress.advance(1);
     }
     context.progress.end();
-    let manifest = manifest(plan, analyses, &maker.errors)?;
+    let manifest = manifest(plan, job, &maker.errors)?;
     let mut config = model.checkpoint.config().clone();
     let declared = plan.declared_storage(model);
     if declared.is_empty() {
@@ -69,7 +69,7 @@ pub fn apply(
 struct Maker<'a> {
     model: &'a SourceModel,
     plan: &'a Plan,
-    analyses: &'a Analyses,
+    job: &'a Job,
     context: Context<'a>,
     /// Index of the unit that makes a tensor.
     makers: HashMap<String, (usize, Unit)>,
@@ -80,12 +80,7 @@ struct Maker<'a> {
 }
 
 impl<'a> Maker<'a> {
-    fn new(
-        model: &'a SourceModel,
-        plan: &'a Plan,
-        analyses: &'a Analyses,
-        context: Context<'a>,
-    ) -> Self {
+    fn new(model: &'a SourceModel, plan: &'a Plan, job: &'a Job, context: Context<'a>) -> Self {
         let mut makers = HashMap::new();
         for (index, (unit, planned)) in model.units().into_iter().zip(&plan.units).enumerate() {
             if !changes(&unit, planned, plan.fold) {
@@ -98,7 +93,7 @@ impl<'a> Maker<'a> {
         Self {
             model,
             plan,
-            analyses,
+            job,
             context,
             makers,
             pending: UnitOutput::new(),
@@ -137,10 +132,10 @@ impl<'a> Maker<'a> {
                 )
             })?;
         let analysis = self
-            .analyses
-            .get(unit.name(), method)
+            .job
+            .get(unit.name(), method, self.context.device)
             .ok_or_else(|| Error::Bug(format!("`{}` was not analysed by {method}", unit.name())))?;
-        let mut output = pass.apply(unit, &weights, analysis, &planned.offer)?;
+        let mut output = pass.apply(unit, &weights, &analysis, &planned.offer)?;
         for (site, storage) in unit.sites.iter().zip(&planned.offer.storages) {
             self.finish_site(site, storage, &weights, &mut output)?;
         }
@@ -208,13 +203,13 @@ fn folded(site: &Site, weights: &Weights<'_>) -> Result<Vec<(String, Tensor)>> {
 }
 
 /// `bantam.json`: the plan, the error of every changed weight, and the numeric repairs.
-fn manifest(plan: &Plan, analyses: &Analyses, errors: &BTreeMap<String, f64>) -> Result<Value> {
+fn manifest(plan: &Plan, job: &Job, errors: &BTreeMap<String, f64>) -> Result<Value> {
     let as_json = |e: serde_json::Error| Error::Bug(e.to_string());
     let mut manifest = Map::new();
     manifest.insert("bantam".into(), json!(env!("CARGO_PKG_VERSION")));
     manifest.insert("weight_bytes".into(), json!(plan.weight_bytes));
     manifest.insert("relative_error".into(), serde_json::to_value(errors).map_err(as_json)?);
-    manifest.insert("repairs".into(), serde_json::to_value(analyses.repairs()).map_err(as_json)?);
+    manifest.insert("repairs".into(), serde_json::to_value(job.repairs()).map_err(as_json)?);
     manifest.insert("plan".into(), serde_json::to_value(plan).map_err(as_json)?);
     Ok(Value::Object(manifest))
 }

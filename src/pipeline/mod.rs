@@ -13,7 +13,7 @@ mod apply;
 mod verify;
 
 pub use allocate::{Request, draw_plan};
-pub use analyse::{Analyses, CalibrationText, analyse};
+pub use analyse::{CalibrationText, analyse};
 pub use apply::{Applied, apply};
 
 use candle_core::Device;
