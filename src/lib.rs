@@ -13,10 +13,12 @@
 //! - [`measure`] streams text through it, a block at a time, and keeps statistics;
 //! - [`passes`] are the methods: each *offers* choices of bytes against expected loss;
 //! - [`plan`] holds the one allocator that spends a budget on the offers of all passes;
+//! - [`job`] keeps what was measured, so that nothing is computed twice;
 //! - [`pipeline`] is the road from one checkpoint to another, [`eval`] what it cost;
 //! - [`linalg`] and [`ops`] are the arithmetic, [`cli`] the command line.
 
 pub mod arch;
+mod atomic;
 pub mod checkpoint;
 pub mod cli;
 mod digest;

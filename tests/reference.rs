@@ -11,7 +11,7 @@ use bantam::arch::SourceModel;
 use bantam::checkpoint::WriteOptions;
 use bantam::eval::perplexity;
 use bantam::job::Job;
-use bantam::measure::{Draw, Text, Tokenizer, Windows};
+use bantam::measure::{Draw, MeasureOptions, Text, Tokenizer, Windows};
 use bantam::passes::{Method, Pass, PassOptions};
 use bantam::pipeline::{CalibrationText, Context, Request, analyse, apply, draw_plan};
 use bantam::plan::Rule;
@@ -49,8 +49,10 @@ fn compressed(method: Method, rule: Rule) -> f64 {
     let model = SourceModel::open(&fixtures().join("pycode-llama")).unwrap();
     let (windows, text_sha256) = windows(&model, "pycode.calib.txt", Some(128));
     let text = CalibrationText { windows, text_sha256 };
-    let passes: Vec<Box<dyn Pass>> = vec![method.pass(PassOptions { rank_multiple: 1 })];
-    let context = Context { passes: &passes, device: &Device::Cpu, progress: &Silent };
+    let measure = MeasureOptions { gradients: false, paper: true };
+    let passes: Vec<Box<dyn Pass>> =
+        vec![method.pass(PassOptions { rank_multiple: 1, paper: true })];
+    let context = Context { passes: &passes, measure, device: &Device::Cpu, progress: &Silent };
     let request = Request { rule, rank_multiple: 1, floor: 0.0, fold: false };
     let folder = tempfile::tempdir().unwrap();
     let mut job = Job::temporary(folder.path()).unwrap();

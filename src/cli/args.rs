@@ -8,8 +8,7 @@ use super::console::Console;
 use crate::arch::SourceModel;
 use crate::checkpoint::{HubEnv, resolve};
 use crate::error::{Error, Result};
-use crate::job::MeasureOptions;
-use crate::measure::{Draw, Text, Tokenizer, Windows};
+use crate::measure::{Draw, MeasureOptions, Text, Tokenizer, Windows};
 use crate::passes::{Method, Pass, PassOptions};
 use crate::pipeline::{CalibrationText, Request};
 use crate::plan::{Rule, Target, parse_size};
@@ -51,12 +50,12 @@ pub(super) struct TargetArgs {
 }
 
 impl TargetArgs {
-    fn rule(&self, method: MethodName) -> Result<Rule> {
+    fn rule(&self, methods: &[MethodName]) -> Result<Rule> {
         match (self.budget, self.keep, self.uniform, self.reduce) {
             (Some(bytes), ..) => Ok(Rule::Target(Target::Budget(bytes))),
             (_, Some(kept), ..) => Ok(Rule::Target(Target::Keep(kept))),
             (_, _, Some(kept), _) => Ok(Rule::Uniform(kept)),
-            (_, _, _, Some(reduce)) if method == MethodName::Welore => Ok(Rule::Reduce(reduce)),
+            (_, _, _, Some(reduce)) if methods == [MethodName::Welore] => Ok(Rule::Reduce(reduce)),
             (_, _, _, Some(_)) => Err(Error::usage(
                 "--reduce thresholds singular values of the weights",
                 "add --method welore, or name a size with --keep or --budget",
@@ -69,9 +68,9 @@ impl TargetArgs {
 /// Which method, and how.
 #[derive(Debug, Args)]
 pub(super) struct MethodArgs {
-    /// Compression method.
-    #[arg(long, value_enum, default_value_t = MethodName::Lord)]
-    method: MethodName,
+    /// Compression method; several compete for one budget.
+    #[arg(long, value_enum, value_name = "METHOD", default_value = "lord")]
+    method: Vec<MethodName>,
 
     /// Ranks are multiples of this.
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=4096))]
@@ -80,6 +79,14 @@ pub(super) struct MethodArgs {
     /// No linear gets fewer than this fraction of the bytes an even split would give it.
     #[arg(long, value_name = "FRACTION", default_value_t = 0.5, value_parser = fraction_or_zero)]
     floor: f64,
+
+    /// Decompose as the methods were published; gradients only price the offers.
+    #[arg(long)]
+    paper: bool,
+
+    /// Take no gradients: every channel of a layer counts the same. Faster, and less exact.
+    #[arg(long)]
+    no_gradients: bool,
 
     /// Multiply factors out again and write dense tensors, which load anywhere but save nothing.
     #[arg(long)]
@@ -106,16 +113,19 @@ impl MethodName {
 
 impl MethodArgs {
     pub(super) fn passes(&self) -> Vec<Box<dyn Pass>> {
-        passes(&[self.method.method()], self.rank_multiple as usize)
+        let mut methods: Vec<Method> = self.method.iter().map(|name| name.method()).collect();
+        methods.sort_unstable();
+        methods.dedup();
+        passes(&methods, self.rank_multiple as usize, self.paper)
     }
 
     pub(super) fn measure_options(&self) -> MeasureOptions {
-        MeasureOptions { gradients: false, paper: true }
+        MeasureOptions { gradients: !self.no_gradients, paper: self.paper }
     }
 
     pub(super) fn request(&self, target: &TargetArgs) -> Result<Request> {
         Ok(Request {
-            rule: target.rule(self.method)?,
+            rule: target.rule(&self.method)?,
             rank_multiple: self.rank_multiple as usize,
             floor: self.floor,
             fold: self.fold,
@@ -124,8 +134,8 @@ impl MethodArgs {
 }
 
 /// The passes for `methods`.
-pub(super) fn passes(methods: &[Method], rank_multiple: usize) -> Vec<Box<dyn Pass>> {
-    methods.iter().map(|method| method.pass(PassOptions { rank_multiple })).collect()
+pub(super) fn passes(methods: &[Method], rank_multiple: usize, paper: bool) -> Vec<Box<dyn Pass>> {
+    methods.iter().map(|method| method.pass(PassOptions { rank_multiple, paper })).collect()
 }
 
 /// What the model is measured on.

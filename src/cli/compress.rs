@@ -42,7 +42,7 @@ pub(super) struct Args {
         long,
         value_name = "FILE",
         group = "TargetArgs",
-        conflicts_with_all = ["method", "rank_multiple", "floor", "fold"]
+        conflicts_with_all = ["method", "rank_multiple", "floor", "paper", "no_gradients", "fold"]
     )]
     plan: Option<PathBuf>,
 
@@ -94,14 +94,16 @@ pub(super) fn run(args: &Args, console: &Console) -> Result<()> {
         overwrite: args.write.overwrite,
         ..WriteOptions::default()
     };
-    let (choices, passes) = match (&args.plan, &args.target) {
+    let (choices, passes, measure) = match (&args.plan, &args.target) {
         (Some(file), _) => {
             let plan = Plan::read(file, &model)?;
-            let passes = args::passes(&plan.methods, plan.rank_multiple);
-            (Choices::Planned(Box::new(plan)), passes)
+            let passes = args::passes(&plan.methods, plan.rank_multiple, plan.paper);
+            let measure = plan.measure_options();
+            (Choices::Planned(Box::new(plan)), passes, measure)
         }
         (None, Some(target)) => {
-            (Choices::Asked(args.method.request(target)?), args.method.passes())
+            let method = &args.method;
+            (Choices::Asked(method.request(target)?), method.passes(), method.measure_options())
         }
         (None, None) => {
             return Err(Error::usage(
@@ -111,11 +113,10 @@ pub(super) fn run(args: &Args, console: &Console) -> Result<()> {
         }
     };
     let text = args.calibration.read(&model, console)?;
-    let context = Context { passes: &passes, device: &Device::Cpu, progress: console };
+    let context = Context { passes: &passes, measure, device: &Device::Cpu, progress: console };
     let (text, out) = (text.as_ref(), args.write.output.as_path());
     refuse_early(&model, &choices, text, out, &options, context)?;
-    let measuring = args.method.measure_options();
-    let mut job = args.job.open(&model, text, measuring, &existing_parent(out), console)?;
+    let mut job = args.job.open(&model, text, measure, &existing_parent(out), console)?;
     let result = compress(&model, choices, text, &mut job, out, &options, context);
     let mut outcome = args.job.explain_failure(result, console)?;
     outcome.seconds = started.elapsed().as_secs_f64();

@@ -16,7 +16,7 @@ use crate::checkpoint::WriteOptions;
 use crate::error::{Error, Result};
 use crate::eval::{Perplexity, perplexity};
 use crate::job::Job;
-use crate::measure::Draw;
+use crate::measure::{Draw, MeasureOptions};
 use crate::passes::Method;
 use crate::pipeline::{CalibrationText, Context, Request};
 use crate::plan::{Rule, Target};
@@ -82,8 +82,9 @@ pub(super) fn run(args: &Args, console: &Console) -> Result<()> {
         windows_of_text(&model, &[calibration_file], WINDOW, Some(WINDOWS), Draw::FromStart)?;
     let before = perplexity(&model, &test, &Device::Cpu, console)?;
 
-    let passes = passes(&[Method::Lord], 8);
-    let context = Context { passes: &passes, device: &Device::Cpu, progress: console };
+    let measure = MeasureOptions { gradients: true, paper: false };
+    let passes = passes(&[Method::Lord], 8, false);
+    let context = Context { passes: &passes, measure, device: &Device::Cpu, progress: console };
     let request = Request {
         rule: Rule::Target(Target::Keep(args.keep)),
         rank_multiple: 8,

@@ -8,7 +8,8 @@ use clap::Args;
 use super::console::Console;
 use crate::arch::SourceModel;
 use crate::error::{Error, ExitCode, Result};
-use crate::job::{Identity, Job, MeasureOptions};
+use crate::job::{Identity, Job};
+use crate::measure::MeasureOptions;
 use crate::pipeline::CalibrationText;
 
 /// What is kept for the next run.

@@ -11,6 +11,7 @@ use super::job::{JobArgs, keep_out_of_model};
 use super::report::exact_size;
 use super::table::Table;
 use crate::arch::{Role, Storage};
+use crate::atomic;
 use crate::error::{Error, Result};
 use crate::pipeline::{Context, analyse, draw_plan};
 use crate::plan::{LossBasis, Plan, PlannedUnit, format_size};
@@ -55,8 +56,8 @@ pub(super) struct Args {
 
 pub(super) fn run(args: &Args, console: &Console) -> Result<()> {
     let model = args.model.open()?;
-    let passes = args.method.passes();
-    let context = Context { passes: &passes, device: &Device::Cpu, progress: console };
+    let (passes, measure) = (args.method.passes(), args.method.measure_options());
+    let context = Context { passes: &passes, measure, device: &Device::Cpu, progress: console };
     let request = args.method.request(&args.target)?;
     if let Some(file) = &args.output {
         let folder = file.parent().filter(|p| !p.as_os_str().is_empty());
@@ -72,8 +73,7 @@ pub(super) fn run(args: &Args, console: &Console) -> Result<()> {
     let job = match args.measure || args.calibration.given() {
         true => {
             let (text, scratch) = (text.as_ref(), std::env::temp_dir());
-            let options = args.method.measure_options();
-            let mut job = args.job.open(&model, text, options, &scratch, console)?;
+            let mut job = args.job.open(&model, text, measure, &scratch, console)?;
             args.job.explain_failure(analyse(&model, text, &mut job, context), console)?;
             Some(job)
         }
@@ -81,7 +81,7 @@ pub(super) fn run(args: &Args, console: &Console) -> Result<()> {
     };
     let plan = draw_plan(&model, &request, job.as_ref(), text.as_ref(), context)?;
     if let Some(file) = &args.output {
-        std::fs::write(file, plan.to_json()?).map_err(|e| Error::io("write", file, e))?;
+        atomic::write(file, plan.to_json()?.as_bytes(), false)?;
         console.note(&format!("wrote `{}`", file.display()));
     }
     if args.report.json {
@@ -117,6 +117,7 @@ pub(super) fn describe(plan: &Plan) -> String {
         LossBasis::Assumed => {
             "assumed from shapes; add --text FILE (or --measure) to spend the budget where it counts"
         }
+        LossBasis::Nats => "nats per token, second order in measured gradients",
         LossBasis::OutputEnergy => "output energy lost, relative to the residual stream",
         LossBasis::WeightEnergy => "weight energy lost",
     };

@@ -8,23 +8,16 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::arch::SourceModel;
+use crate::atomic;
 use crate::checkpoint::TensorInfo;
 use crate::digest::Digest;
 use crate::error::{Error, Result};
+use crate::measure::MeasureOptions;
 use crate::plan::Calibration;
 use crate::progress::Progress;
 
 /// Version of the folder's layout and of what analyses hold.
 const LAYOUT: u32 = 1;
-
-/// How measuring and analysing were asked for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct MeasureOptions {
-    /// Whether gradients of the loss weigh the outputs.
-    pub gradients: bool,
-    /// Whether decompositions are those of the papers, not weighted by gradients.
-    pub paper: bool,
-}
 
 /// The identity of a job, as `job.json` holds it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -82,12 +75,8 @@ impl Identity {
 
     /// Writes `job.json`, whole or not at all.
     pub(super) fn write(&self, file: &Path) -> Result<()> {
-        let failed = |e| Error::io("write", file, e);
         let text = serde_json::to_string_pretty(self).map_err(|e| Error::Bug(e.to_string()))?;
-        let partial = file.with_extension("partial");
-        std::fs::write(&partial, text + "\n").map_err(failed)?;
-        std::fs::File::open(&partial).and_then(|f| f.sync_all()).map_err(failed)?;
-        std::fs::rename(&partial, file).map_err(failed)
+        atomic::write(file, (text + "\n").as_bytes(), true)
     }
 
     /// Refuses a job made from anything else, naming what differs.

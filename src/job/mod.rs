@@ -16,7 +16,7 @@ mod identity;
 mod journal;
 mod stored;
 
-pub use identity::{Identity, MeasureOptions};
+pub use identity::Identity;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -25,6 +25,7 @@ use std::path::{Path, PathBuf};
 use candle_core::Device;
 use tempfile::TempDir;
 
+use crate::atomic;
 use crate::error::{Error, Result};
 use crate::passes::{Analysis, Method, Repairs};
 use journal::{Journal, Line};
@@ -155,8 +156,7 @@ impl Job {
     /// # Errors
     /// As [`store`](Self::store).
     pub fn record_plan(&self, json: &str) -> Result<()> {
-        let file = self.folder.join(PLAN_FILE);
-        fs::write(&file, json).map_err(|e| Error::io("write", &file, e))
+        atomic::write(&self.folder.join(PLAN_FILE), json.as_bytes(), self.is_kept())
     }
 
     /// All repairs together.

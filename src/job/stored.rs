@@ -1,8 +1,8 @@
 //! The tensors of one analysis in a file: written whole, read one by one, each against its hash.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
@@ -10,6 +10,7 @@ use safetensors::tensor::Metadata;
 use safetensors::{Dtype, SafeTensors};
 use serde::{Deserialize, Serialize};
 
+use crate::atomic;
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::passes::{Analysis, Repairs, TensorSource};
@@ -36,14 +37,7 @@ pub(super) fn write(file: &Path, analysis: &Analysis, durable: bool) -> Result<R
     for (name, view) in written.iter() {
         sha256.insert(name.to_owned(), digest(view.data()));
     }
-    let partial = file.with_extension("partial");
-    let failed = |e| Error::io("write", file, e);
-    let mut out = File::create(&partial).map_err(failed)?;
-    out.write_all(&bytes).map_err(failed)?;
-    if durable {
-        out.sync_all().map_err(failed)?;
-    }
-    fs::rename(&partial, file).map_err(failed)?;
+    atomic::write(file, &bytes, durable)?;
     Ok(Record { repairs: analysis.repairs, sha256 })
 }
 
@@ -100,6 +94,10 @@ impl StoredTensors {
 }
 
 impl TensorSource for StoredTensors {
+    fn has(&self, name: &str) -> bool {
+        self.record.sha256.contains_key(name)
+    }
+
     fn tensor(&self, name: &str) -> Result<Option<Tensor>> {
         let Some(expected) = self.record.sha256.get(name) else { return Ok(None) };
         let (dtype, shape, bytes) = self.bytes(name)?;

@@ -30,9 +30,20 @@ pub struct SiteStats {
     pub side: Side,
     /// The moment; shared by the sites of one port where it is of the input.
     pub moment: Arc<SecondMoment>,
-    /// `E|a|² / E|h|²`: what the site's half of the block adds to the residual stream, against the
-    /// stream it is added to.
-    pub share: f64,
+    /// What a change of the output is worth.
+    pub importance: Importance,
+}
+
+/// How much the loss minds a change of a linear's output.
+#[derive(Debug, Clone)]
+pub enum Importance {
+    /// `E[g_o²]` for every output channel, `g` the gradient at the output of the loss summed over
+    /// all tokens: in nats per token, a change `δy` costs `½ Σ_o E[g_o²] E[δy_o²]`.
+    Channels(Arc<[f64]>),
+    /// No gradient was taken, so all channels count the same: relative to its size, a change costs
+    /// this, `E|a|² / E|h|²`, what the site's half of the block adds to the residual stream against
+    /// the stream it is added to.
+    Share(f64),
 }
 
 /// Collects the moments of one layer while its block computes.
@@ -91,11 +102,16 @@ impl LayerMoments {
         let stats = sites.iter().filter_map(|site| {
             let energies = residuals.get(&Half::of(site.role)).copied().unwrap_or_default();
             let share = if energies.stream > 0.0 { energies.added / energies.stream } else { 0.0 };
+            let importance = Importance::Share(share);
             let found = match outputs.remove(&site.name) {
-                Some(moment) => SiteStats { side: Side::Output, moment: Arc::new(moment), share },
-                None => {
-                    SiteStats { side: Side::Input, moment: inputs.get(&site.port)?.clone(), share }
+                Some(moment) => {
+                    SiteStats { side: Side::Output, moment: Arc::new(moment), importance }
                 }
+                None => SiteStats {
+                    side: Side::Input,
+                    moment: inputs.get(&site.port)?.clone(),
+                    importance,
+                },
             };
             (found.moment.tokens() > 0).then(|| (site.name.clone(), found))
         });

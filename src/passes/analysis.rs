@@ -20,6 +20,9 @@ pub struct Analysis {
 
 /// Where the tensors of an analysis lie that is not in memory.
 pub trait TensorSource: fmt::Debug {
+    /// Whether there is a tensor `name`.
+    fn has(&self, name: &str) -> bool;
+
     /// Reads tensor `name`; `None` where there is none of that name.
     ///
     /// # Errors
@@ -63,6 +66,11 @@ impl Analysis {
     /// The tensors at hand, by name.
     pub fn tensors(&self) -> impl Iterator<Item = (&'static str, &Tensor)> {
         self.tensors.iter().map(|(name, tensor)| (*name, tensor))
+    }
+
+    /// Whether there is a tensor of that name.
+    pub fn has(&self, name: &str) -> bool {
+        self.tensors.contains_key(name) || self.stored.as_ref().is_some_and(|s| s.has(name))
     }
 
     /// The tensor of that name.

@@ -14,17 +14,28 @@
 //! `C` comes from whichever second moment was taken: of the output, or of the input through
 //! `C = W G Wᵀ`. Where `W` is taller than wide the eigenproblem is solved on the small side: with
 //! `G = L Lᵀ` and `P = W L [m, n]`, `PᵀP = V Λ Vᵀ` has the same eigenvalues and `U` spans `P V`.
+//!
+//! Where the gradient `g` of the loss at the output was measured, outputs count by what they do to the
+//! loss. With `S = diag(s)`, `s_o² = E[g_o²]` relative to its mean `ḡ`, the directions are those of
+//! `S y`:
+//!
+//! ```text
+//! y ≈ S⁻¹ U Uᵀ S y      v = Uᵀ S W      u = S⁻¹ U      expected loss = ½ ḡ Σ_{i>r} λ_i   nats per token
+//! ```
+//!
+//! which minimises the second-order estimate `½ Σ_o E[g_o²] E[δy_o²]` over all matrices of rank `r`.
+//! As published (`paper`) the directions are those of `y`, and only the expected loss is in nats.
 
 use candle_core::{DType, Tensor};
 
-use super::low_rank::{assumed_energies, can_shrink, offers, ranks};
+use super::low_rank::{assumed_losses, can_shrink, offers, ranks, tail_shares, tails};
 use super::{
     Analysis, Method, Needs, Pass, PassOptions, Repairs, UnitOutput, UnitStats, Weights, single,
 };
 use crate::arch::{Site, Storage, Unit};
 use crate::error::{Error, Result};
 use crate::linalg;
-use crate::measure::{Side, SiteStats};
+use crate::measure::{Importance, Side, SiteStats};
 use crate::plan::Offer;
 
 /// Eigenvalues below this share of the largest are rounding, whatever their sign: second moments
@@ -64,18 +75,23 @@ impl Pass for Lord {
             .ok_or_else(|| Error::Bug(format!("`{}` was not measured", site.name)))?;
         let weight = weights.weight(site)?;
         let bias = weights.bias(site)?;
-        let directions = principal_directions(site, &weight, bias.as_ref(), stats)?;
+        let scale = match &stats.importance {
+            Importance::Channels(squares) if !self.options.paper => channel_scale(squares),
+            _ => None,
+        };
+        let found = principal_directions(site, &weight, bias.as_ref(), stats, scale.as_deref())?;
+        let losses = losses(&found, &stats.importance, scale.is_some())?;
         // No offer takes more columns than this, whatever its multiple.
         let kept = ranks(site, 1).last().unwrap_or(0);
-        let basis = directions.vectors.narrow(1, 0, kept)?.to_dtype(DType::F32)?;
+        let basis = found.vectors.narrow(1, 0, kept)?.to_dtype(DType::F32)?;
         let device = weight.device();
-        let energies =
-            Tensor::from_vec(directions.energies.clone(), directions.energies.len(), device)?;
-        let mut analysis = Analysis::repaired(directions.repairs)
-            .with("energies", energies)
-            .with("weight", Tensor::new(&[stats.share], device)?)
+        let mut analysis = Analysis::repaired(found.repairs)
+            .with("losses", Tensor::new(losses, device)?)
             .with("basis", basis);
-        if let Some(mean) = directions.mean {
+        if let Some(scale) = scale {
+            analysis = analysis.with("scale", Tensor::new(scale, device)?);
+        }
+        if let Some(mean) = found.mean {
             analysis = analysis.with("mean", mean);
         }
         Ok(analysis)
@@ -83,11 +99,11 @@ impl Pass for Lord {
 
     fn offers(&self, unit: &Unit, analysis: Option<&Analysis>) -> Result<Vec<Offer>> {
         let site = single(unit)?;
-        let (energies, weight) = match analysis {
-            Some(analysis) => (analysis.numbers("energies")?, analysis.numbers("weight")?[0]),
-            None => (assumed_energies(site), site.parameters(&Storage::Dense) as f64),
+        let losses = match analysis {
+            Some(analysis) => analysis.numbers("losses")?,
+            None => assumed_losses(site),
         };
-        Ok(offers(site, &energies, weight, self.options.rank_multiple))
+        Ok(offers(site, &losses, self.options.rank_multiple))
     }
 
     fn apply(
@@ -101,22 +117,60 @@ impl Pass for Lord {
         let [Storage::LowRank { rank }] = chosen.storages.as_slice() else {
             return Err(Error::Bug(format!("lord cannot carry out {:?}", chosen.storages)));
         };
-        let u =
-            analysis.tensor("basis")?.narrow(1, 0, *rank)?.contiguous()?.to_dtype(DType::F64)?;
+        let basis = analysis.tensor("basis")?.narrow(1, 0, *rank)?.to_dtype(DType::F64)?;
+        // y ≈ u p y, with p = Uᵀ S and u = S⁻¹ U.
+        let (u, p) = match analysis.has("scale") {
+            true => {
+                let scale = analysis.tensor("scale")?.unsqueeze(1)?;
+                (basis.broadcast_div(&scale)?, basis.broadcast_mul(&scale)?.t()?)
+            }
+            false => (basis.contiguous()?, basis.t()?),
+        };
+        let p = p.contiguous()?;
         let weight = weights.weight(site)?;
-        let v = u.t()?.matmul(&weight)?;
+        let v = p.matmul(&weight)?;
         let mut output = UnitOutput::new();
         if let Some(bias) = weights.bias(site)? {
-            // b' = μ - U Uᵀ (μ - b)
+            // b' = μ - u p (μ - b)
             let mean = analysis.tensor("mean")?;
             let off = (&mean - &bias)?.unsqueeze(1)?;
-            let kept = u.matmul(&u.t()?.matmul(&off)?)?.squeeze(1)?;
-            let centred = (mean - kept)?.to_dtype(DType::F32)?;
+            let kept = u.matmul(&p.matmul(&off)?)?.squeeze(1)?;
+            let centred = (&mean - kept)?.to_dtype(DType::F32)?;
             output.insert(format!("{}.bias", site.name), centred);
         }
         output.insert(format!("{}.v.weight", site.name), v.to_dtype(DType::F32)?);
         output.insert(format!("{}.u.weight", site.name), u.to_dtype(DType::F32)?);
         Ok(output)
+    }
+}
+
+/// The least a channel may count relative to the mean: one that the calibration text gave no gradient
+/// is not free to be anything.
+const LEAST_IMPORTANCE: f64 = 1e-4;
+
+/// `s_o = √(E[g_o²] / mean)`, held above the least; `None` where no channel has any gradient.
+fn channel_scale(squares: &[f64]) -> Option<Vec<f64>> {
+    let mean = squares.iter().sum::<f64>() / squares.len() as f64;
+    let scale = |g: &f64| (g / mean).max(LEAST_IMPORTANCE).sqrt();
+    (mean > 0.0).then(|| squares.iter().map(scale).collect())
+}
+
+/// What keeping the first `r` directions costs, for every `r`.
+fn losses(found: &Directions, importance: &Importance, scaled: bool) -> Result<Vec<f64>> {
+    let energies = &found.energies;
+    match importance {
+        Importance::Share(share) => Ok(tail_shares(energies, *share)),
+        Importance::Channels(squares) if scaled => {
+            let mean = squares.iter().sum::<f64>() / squares.len() as f64;
+            Ok(tails(energies, 0.5 * mean))
+        }
+        Importance::Channels(squares) => {
+            // Directions of y itself: direction i costs ½ λ_i Σ_o E[g_o²] U_oi².
+            let squares = Tensor::from_slice(squares, (1, squares.len()), found.vectors.device())?;
+            let price = squares.matmul(&found.vectors.sqr()?)?.squeeze(0)?.to_vec1::<f64>()?;
+            let priced: Vec<f64> = energies.iter().zip(price).map(|(e, p)| e * p).collect();
+            Ok(tails(&priced, 0.5))
+        }
     }
 }
 
@@ -133,13 +187,14 @@ pub(crate) struct Directions {
     pub(crate) repairs: Repairs,
 }
 
-/// Principal directions of `y = W x + b` over the calibration tokens, about the mean where there is
-/// a bias and about zero where there is none.
+/// Principal directions of `S y`, `y = W x + b`, over the calibration tokens, about the mean where
+/// there is a bias and about zero where there is none. `scale [m]` is the diagonal of `S`.
 pub(crate) fn principal_directions(
     site: &Site,
     weight: &Tensor,
     bias: Option<&Tensor>,
     stats: &SiteStats,
+    scale: Option<&[f64]>,
 ) -> Result<Directions> {
     let (m, n) = weight.dims2()?;
     let (moment, name) = (&stats.moment, site.name.as_str());
@@ -152,9 +207,16 @@ pub(crate) fn principal_directions(
             Some((weight.matmul(&x)?.squeeze(1)? + b)?)
         }
     };
+    let scale = scale.map(|s| Tensor::from_slice(s, (m, 1), weight.device())).transpose()?;
+    let scaled_rows = |t: &Tensor| match &scale {
+        Some(scale) => t.broadcast_mul(scale),
+        None => Ok(t.clone()),
+    };
+    let weight = scaled_rows(weight)?;
     let (mut energies, vectors) = match stats.side {
         Side::Output => {
-            let eigen = linalg::eigh(&moment.second(centred, name)?, name)?;
+            let half = scaled_rows(&moment.second(centred, name)?)?;
+            let eigen = linalg::eigh(&scaled_rows(&half.t()?.contiguous()?)?, name)?;
             (eigen.values, eigen.vectors)
         }
         Side::Input if m <= n => {
@@ -191,7 +253,7 @@ mod tests {
     use crate::measure::{SecondMoment, split_mix};
     use safetensors::Dtype;
 
-    const OPTIONS: PassOptions = PassOptions { rank_multiple: 1 };
+    const OPTIONS: PassOptions = PassOptions { rank_multiple: 1, paper: false };
     const TOKENS: usize = 300;
 
     /// Numbers in (-1, 1).
@@ -232,7 +294,7 @@ mod tests {
         for chunk in rows.chunk(3, 0).unwrap() {
             moment.add(&chunk.contiguous().unwrap()).unwrap();
         }
-        SiteStats { side, moment: Arc::new(moment), share: 1.0 }
+        SiteStats { side, moment: Arc::new(moment), importance: Importance::Share(1.0) }
     }
 
     fn wide(t: &Tensor) -> Tensor {
@@ -257,7 +319,8 @@ mod tests {
             let y = wide(&x).matmul(&w.t().unwrap()).unwrap();
             let outputs = y.to_dtype(DType::F32).unwrap();
             for stats in [stats(Side::Input, &x), stats(Side::Output, &outputs)] {
-                let found = principal_directions(&site(m, n, false), &w, None, &stats).unwrap();
+                let found =
+                    principal_directions(&site(m, n, false), &w, None, &stats, None).unwrap();
                 let total: f64 = found.energies.iter().sum();
                 for r in [1, m / 8, m / 2, m.min(n), m] {
                     let r = r.clamp(1, found.vectors.dim(1).unwrap());
@@ -280,7 +343,7 @@ mod tests {
         let (w, x) = (wide(&random((m, n), 3)), inputs(n, 8));
         let y = wide(&x).matmul(&w.t().unwrap()).unwrap();
         let stats = stats(Side::Input, &x);
-        let found = principal_directions(&site(m, n, false), &w, None, &stats).unwrap();
+        let found = principal_directions(&site(m, n, false), &w, None, &stats, None).unwrap();
         // Whitening: the truncated SVD of W L, with L Lᵀ the second moment, spans the same space.
         let white = w.matmul(&stats.moment.root(false, "x").unwrap()).unwrap();
         let whitened = linalg::svd(&white, "white").unwrap().u;

@@ -1,6 +1,10 @@
-//! What every low-rank method shares: which ranks are worth offering, and the offers of a spectrum.
+//! What every low-rank method shares: which ranks are worth offering, what truncation costs, and the
+//! offers that follow.
+
+use candle_core::Tensor;
 
 use crate::arch::{Site, Storage};
+use crate::error::Result;
 use crate::plan::Offer;
 
 /// The largest rank whose factors hold fewer parameters than `[m, n]` does: `r (m + n) < m n`.
@@ -39,41 +43,76 @@ pub(super) fn can_shrink(site: &Site, multiple: usize) -> bool {
     !site.role.is_expert() && ranks(site, multiple).next().is_some()
 }
 
-/// Share of the energy that all directions together are taken to carry beyond what was measured:
-/// far below any real loss, enough that of two offers that seem to lose nothing the larger wins.
+/// Share of the loss of dropping everything that all directions together are taken to cost beyond
+/// what was measured: far below any real loss, enough that of two offers that seem to lose nothing
+/// the larger wins.
 const UNSEEN: f64 = 1e-9;
 
-/// One offer per rank, and the stored form. `energies` are what each component carries, largest
-/// first; dropping components loses `weight ·` their share of the total.
-pub(super) fn offers(site: &Site, energies: &[f64], weight: f64, multiple: usize) -> Vec<Offer> {
-    let total: f64 = energies.iter().sum();
-    let mut tails = vec![0.0; energies.len() + 1];
-    for (i, energy) in energies.iter().enumerate().rev() {
-        tails[i] = tails[i + 1] + energy;
-    }
-    let offer = |storage: Storage, lost: f64| Offer {
+/// One offer per rank, and the stored form. `losses[r]` is what keeping the first `r` components
+/// costs.
+pub(super) fn offers(site: &Site, losses: &[f64], multiple: usize) -> Vec<Offer> {
+    let everything = losses.first().copied().unwrap_or(0.0);
+    let offer = |storage: Storage, expected_loss: f64| Offer {
         bytes: site.bytes(&storage),
-        expected_loss: if total > 0.0 { weight * lost / total } else { 0.0 },
+        expected_loss,
         storages: vec![storage],
     };
     let low_rank = ranks(site, multiple).map(|rank| {
         let dropped = 1.0 - rank as f64 / site.stored_rank() as f64;
         // Few tokens leave directions that nothing was seen along: dropping them is not free.
-        let unseen = UNSEEN * total * dropped.max(0.0);
-        let lost = tails.get(rank).copied().unwrap_or(0.0) + unseen;
+        let unseen = UNSEEN * everything * dropped.max(0.0);
+        let lost = losses.get(rank).copied().unwrap_or(0.0) + unseen;
         offer(Storage::LowRank { rank }, lost)
     });
     low_rank.chain([offer(site.storage.clone(), 0.0)]).collect()
 }
 
-/// The spectrum taken for granted where nothing was measured: component `i` of `k` carries
+/// `factor · Σ_{i>=r} energies[i]` for every `r` from 0 to all.
+pub(super) fn tails(energies: &[f64], factor: f64) -> Vec<f64> {
+    let mut tails = vec![0.0; energies.len() + 1];
+    for (i, energy) in energies.iter().enumerate().rev() {
+        tails[i] = tails[i + 1] + factor * energy;
+    }
+    tails
+}
+
+/// [`tails`] as shares of their sum, times `weight`; zero where there is no energy.
+pub(super) fn tail_shares(energies: &[f64], weight: f64) -> Vec<f64> {
+    let total: f64 = energies.iter().sum();
+    tails(energies, if total > 0.0 { weight / total } else { 0.0 })
+}
+
+/// What truncation costs where components are correlated. The output is `y = U c` with columns `U`
+/// `[m, k]`; keeping the first `r` leaves out `δy = Σ_{i>=r} u_i c_i`, which with `d [m]` the second
+/// moment of the loss's gradient at each output costs, in nats per token,
+///
+/// ```text
+/// ½ Σ_o d_o E[δy_o²] = ½ Σ_{i,j>=r} (Uᵀ diag(d) U)_ij E[c_i c_j]
+/// ```
+///
+/// `second [k, k]` f64 is `E[c cᵀ]`. One number for every `r` from 0 to `k`.
+pub(super) fn truncation_losses(u: &Tensor, second: &Tensor, d: &[f64]) -> Result<Vec<f64>> {
+    let weights = Tensor::from_slice(d, (d.len(), 1), u.device())?;
+    let metric = u.t()?.matmul(&u.broadcast_mul(&weights)?)?;
+    let terms = (metric * second)?.to_vec2::<f64>()?;
+    let mut losses = vec![0.0; terms.len() + 1];
+    for r in (0..terms.len()).rev() {
+        // Row and column r join what is left out; the matrix is symmetric.
+        let row: f64 = terms[r][r + 1..].iter().sum();
+        losses[r] = losses[r + 1] + 0.5 * terms[r][r] + row;
+    }
+    // The form is positive semidefinite: below zero there is only rounding.
+    Ok(losses.into_iter().map(|loss| loss.max(0.0)).collect())
+}
+
+/// The losses taken for granted where nothing was measured: component `i` of `k` carries
 /// `(1 - i/k)⁴`. Only its shape matters: convex, so that a plan from headers spreads the budget
 /// evenly over sites of one shape.
-pub(super) fn assumed_energies(site: &Site) -> Vec<f64> {
+pub(super) fn assumed_losses(site: &Site) -> Vec<f64> {
     let k = site.stored_rank();
-    #[expect(clippy::cast_precision_loss, reason = "a rank is far below 2^52")]
     let share = |i: usize| 1.0 - i as f64 / k as f64;
-    (0..k).map(|i| share(i).powi(4)).collect()
+    let energies: Vec<f64> = (0..k).map(|i| share(i).powi(4)).collect();
+    tail_shares(&energies, site.parameters(&Storage::Dense) as f64)
 }
 
 #[cfg(test)]

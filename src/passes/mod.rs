@@ -33,11 +33,11 @@ use crate::measure::SiteStats;
 use crate::model::dense_weight;
 use crate::plan::Offer;
 
-/// What a pass must know about activations before it can analyse.
+/// What a pass must be given before it can analyse.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Needs {
-    /// Weights alone.
-    Nothing,
+    /// Weights alone; statistics, where there are any, only price its offers.
+    Weights,
     /// The second moment of each site's input or output.
     Moments,
 }
@@ -138,6 +138,8 @@ pub enum Method {
 pub struct PassOptions {
     /// Ranks are multiples of this.
     pub rank_multiple: usize,
+    /// Decompose as the papers do, with no gradients in it.
+    pub paper: bool,
 }
 
 impl Method {

@@ -5,16 +5,21 @@
 //! W = U diag(s) Vᵀ      u = U_r √s_r [m, r]      v = √s_r V_rᵀ [r, n]      lost share = Σ_{i>r} s_i² / Σ s_i²
 //! ```
 //!
+//! The factors never look at data. Where text was measured the expected loss does: with `c = Uᵀ W x`,
+//! keeping `r` leaves out `Σ_{i>r} u_i c_i`, whose price is [`truncation_losses`]. So its offers stand
+//! beside those of other methods in one currency.
+//!
 //! `--reduce F` is the paper's rule ([`reduction_ranks`]): one threshold over the min-max normalised
 //! singular values of all linears together, as the exact quantile.
 
 use candle_core::{DType, Tensor};
 
-use super::low_rank::{assumed_energies, can_shrink, offers, ranks};
+use super::low_rank::{assumed_losses, can_shrink, offers, ranks, tail_shares, truncation_losses};
 use super::{Analysis, Method, Needs, Pass, PassOptions, UnitOutput, UnitStats, Weights, single};
 use crate::arch::{Site, Storage, Unit};
 use crate::error::{Error, Result};
-use crate::linalg;
+use crate::linalg::{self, Svd};
+use crate::measure::{Importance, Side, SiteStats};
 use crate::plan::Offer;
 
 /// The pass.
@@ -36,16 +41,28 @@ impl Pass for Welore {
     }
 
     fn needs(&self) -> Needs {
-        Needs::Nothing
+        Needs::Weights
     }
 
     fn takes(&self, unit: &Unit) -> bool {
         single(unit).is_ok_and(|site| can_shrink(site, self.options.rank_multiple))
     }
 
-    fn analyse(&self, unit: &Unit, weights: &Weights<'_>, _: &UnitStats) -> Result<Analysis> {
+    fn analyse(&self, unit: &Unit, weights: &Weights<'_>, stats: &UnitStats) -> Result<Analysis> {
         let site = single(unit)?;
-        let svd = linalg::svd(&weights.weight(site)?, &site.name)?;
+        let weight = weights.weight(site)?;
+        let svd = linalg::svd(&weight, &site.name)?;
+        let losses = match stats.get(&site.name) {
+            Some(stats) => {
+                let second = coefficients(site, &svd, weights.bias(site)?.as_ref(), stats)?;
+                measured_losses(&svd.u, &second, &stats.importance)?
+            }
+            None => {
+                // With no data every parameter counts the same.
+                let energies: Vec<f64> = svd.s.iter().map(|s| s * s).collect();
+                tail_shares(&energies, site.parameters(&Storage::Dense) as f64)
+            }
+        };
         let kept = ranks(site, 1).last().unwrap_or(0).min(svd.s.len());
         let device = svd.u.device();
         let roots: Vec<f64> = svd.s[..kept].iter().map(|s| s.sqrt()).collect();
@@ -54,19 +71,18 @@ impl Pass for Welore {
         let v = svd.vt.narrow(0, 0, kept)?.broadcast_mul(&roots.unsqueeze(1)?)?;
         Ok(Analysis::default()
             .with("singular_values", Tensor::from_vec(svd.s.clone(), svd.s.len(), device)?)
+            .with("losses", Tensor::new(losses, device)?)
             .with("u", u.to_dtype(DType::F32)?)
             .with("v", v.to_dtype(DType::F32)?))
     }
 
     fn offers(&self, unit: &Unit, analysis: Option<&Analysis>) -> Result<Vec<Offer>> {
         let site = single(unit)?;
-        let energies = match analysis {
-            Some(a) => a.numbers("singular_values")?.iter().map(|s| s * s).collect(),
-            None => assumed_energies(site),
+        let losses = match analysis {
+            Some(analysis) => analysis.numbers("losses")?,
+            None => assumed_losses(site),
         };
-        // With no data every parameter counts the same.
-        let weight = site.parameters(&Storage::Dense) as f64;
-        Ok(offers(site, &energies, weight, self.options.rank_multiple))
+        Ok(offers(site, &losses, self.options.rank_multiple))
     }
 
     fn apply(
@@ -89,6 +105,46 @@ impl Pass for Welore {
             output.insert(format!("{}.bias", site.name), bias.to_dtype(DType::F32)?);
         }
         Ok(output)
+    }
+}
+
+/// `E[c cᵀ] [k, k]` f64 of the coefficients `c = Uᵀ W x` of the output, bias left out.
+fn coefficients(
+    site: &Site,
+    svd: &Svd,
+    bias: Option<&Tensor>,
+    stats: &SiteStats,
+) -> Result<Tensor> {
+    let (moment, name) = (&stats.moment, site.name.as_str());
+    match stats.side {
+        Side::Input => {
+            // U is orthonormal: Uᵀ W = diag(s) Vᵀ.
+            let s = Tensor::from_slice(&svd.s, (svd.s.len(), 1), svd.u.device())?;
+            let a = svd.vt.broadcast_mul(&s)?;
+            Ok(a.matmul(&moment.second(false, name)?)?.matmul(&a.t()?)?)
+        }
+        Side::Output => {
+            let mut second = moment.second(false, name)?;
+            if let Some(bias) = bias {
+                // y - b: E[y yᵀ] - μ bᵀ - b μᵀ + b bᵀ
+                let (mean, bias) = (moment.mean(name)?.unsqueeze(1)?, bias.unsqueeze(1)?);
+                let cross = mean.matmul(&bias.t()?)?;
+                second = ((second - &cross)? - cross.t()?)?.add(&bias.matmul(&bias.t()?)?)?;
+            }
+            Ok(svd.u.t()?.matmul(&second)?.matmul(&svd.u)?)
+        }
+    }
+}
+
+/// What keeping the first `r` singular values costs, for every `r`.
+fn measured_losses(u: &Tensor, second: &Tensor, importance: &Importance) -> Result<Vec<f64>> {
+    match importance {
+        Importance::Channels(squares) => truncation_losses(u, second, squares),
+        Importance::Share(share) => {
+            let diagonal = second.to_vec2::<f64>()?;
+            let energies: Vec<f64> = (0..diagonal.len()).map(|i| diagonal[i][i]).collect();
+            Ok(tail_shares(&energies, *share))
+        }
     }
 }
 

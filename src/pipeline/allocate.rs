@@ -6,7 +6,7 @@ use crate::arch::{Site, SourceModel, Storage, Unit};
 use crate::checkpoint::TensorSpec;
 use crate::error::{Error, Result};
 use crate::job::Job;
-use crate::passes::{Analysis, Method, Needs, reduction_ranks, uniform_rank};
+use crate::passes::{Analysis, Method, reduction_ranks, uniform_rank};
 use crate::plan::{
     LossBasis, ModelId, Offer, Plan, PlannedUnit, Rule, allocate, forecast, output_tensors,
 };
@@ -58,8 +58,6 @@ pub fn draw_plan(
         .map(|(unit, (candidates, index))| planned_unit(unit, candidates, index))
         .collect::<Result<_>>()?;
     let tensors = output_tensors(model, &planned, request.fold);
-    let calibrated = context.passes.iter().any(|pass| pass.needs() == Needs::Moments);
-    let text = text.filter(|_| calibrated);
     Ok(Plan {
         bantam: env!("CARGO_PKG_VERSION").to_owned(),
         model: ModelId::of(model)?,
@@ -67,10 +65,12 @@ pub fn draw_plan(
         methods: context.passes.iter().map(|pass| pass.method()).collect(),
         rank_multiple: request.rank_multiple,
         fold: request.fold,
-        expected_loss: match (job, calibrated) {
+        paper: context.measure.paper,
+        expected_loss: match (job, text) {
             (None, _) => LossBasis::Assumed,
-            (Some(_), true) => LossBasis::OutputEnergy,
-            (Some(_), false) => LossBasis::WeightEnergy,
+            (Some(_), Some(_)) if context.measure.gradients => LossBasis::Nats,
+            (Some(_), Some(_)) => LossBasis::OutputEnergy,
+            (Some(_), None) => LossBasis::WeightEnergy,
         },
         calibration: text.map(CalibrationText::record),
         memory: forecast(model, text.map(|t| (t.windows.count(), t.windows.length()))),

@@ -52,7 +52,7 @@ pub fn analyse(
     let layers = Todo::of(model, job, context);
     if let Some(last) = layers.iter().rposition(|todo| !todo.is_empty()) {
         let layers = &layers[..=last];
-        let mut stream = match text.filter(|_| needs_text.is_some()) {
+        let mut stream = match text {
             Some(text) => Some(Stream::new(model, &text.windows, context.device)?),
             None => None,
         };
@@ -115,8 +115,7 @@ fn analyse_layer(
 
 /// Runs one block and returns the statistics of the sites that wait for them.
 fn measured(stream: &mut Stream<'_>, todo: &[Todo<'_>], context: Context<'_>) -> Result<UnitStats> {
-    let waits = |todo: &&Todo<'_>| todo.pass.needs() == Needs::Moments;
-    let mut sites: Vec<&Site> = todo.iter().filter(waits).flat_map(|t| &t.unit.sites).collect();
+    let mut sites: Vec<&Site> = todo.iter().flat_map(|todo| &todo.unit.sites).collect();
     sites.dedup_by_key(|site| &site.name);
     if sites.is_empty() {
         stream.advance_unobserved(context.progress)?;

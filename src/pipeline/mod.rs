@@ -18,6 +18,7 @@ pub use apply::{Applied, apply};
 
 use candle_core::Device;
 
+use crate::measure::MeasureOptions;
 use crate::passes::Pass;
 use crate::progress::Progress;
 
@@ -27,6 +28,8 @@ use crate::progress::Progress;
 pub struct Context<'a> {
     /// The passes, in the order given.
     pub passes: &'a [Box<dyn Pass>],
+    /// How statistics are taken and used.
+    pub measure: MeasureOptions,
     /// Where tensors live.
     pub device: &'a Device,
     /// Who is told.

@@ -10,6 +10,7 @@ use super::target::Target;
 use crate::arch::{Role, Site, SourceModel, Storage};
 use crate::checkpoint::TensorSpec;
 use crate::error::{Error, Result};
+use crate::measure::MeasureOptions;
 use crate::passes::Method;
 
 /// What compress will do.
@@ -28,6 +29,8 @@ pub struct Plan {
     pub rank_multiple: usize,
     /// Factors are multiplied out again before writing.
     pub fold: bool,
+    /// Decompositions are those of the papers, with no gradients in them.
+    pub paper: bool,
     /// What the expected losses rest on.
     pub expected_loss: LossBasis,
     /// The calibration, where there was one.
@@ -85,6 +88,8 @@ pub enum Rule {
 pub enum LossBasis {
     /// Shapes alone and an assumed spectrum: read from headers.
     Assumed,
+    /// The second-order estimate with measured gradients, in nats per token.
+    Nats,
     /// The energy each linear loses at its output, relative to the residual stream it adds to.
     OutputEnergy,
     /// The energy of the weights.
@@ -125,6 +130,12 @@ pub struct PlannedUnit {
 }
 
 impl Plan {
+    /// How the statistics are to be taken that it is carried out with.
+    pub fn measure_options(&self) -> MeasureOptions {
+        let without = matches!(self.expected_loss, LossBasis::OutputEnergy);
+        MeasureOptions { gradients: !without, paper: self.paper }
+    }
+
     /// Reads a plan file and checks that it was drawn for `model`.
     ///
     /// # Errors
