@@ -52,16 +52,13 @@ impl Pass for Welore {
         let site = single(unit)?;
         let weight = weights.weight(site)?;
         let svd = linalg::svd(&weight, &site.name)?;
-        let losses = match stats.get(&site.name) {
-            Some(stats) => {
-                let second = coefficients(site, &svd, weights.bias(site)?.as_ref(), stats)?;
-                measured_losses(&svd.u, &second, &stats.importance)?
-            }
-            None => {
-                // With no data every parameter counts the same.
-                let energies: Vec<f64> = svd.s.iter().map(|s| s * s).collect();
-                tail_shares(&energies, site.parameters(&Storage::Dense) as f64)
-            }
+        let losses = if let Some(stats) = stats.get(&site.name) {
+            let second = coefficients(site, &svd, weights.bias(site)?.as_ref(), stats)?;
+            measured_losses(&svd.u, &second, &stats.importance)?
+        } else {
+            // With no data every parameter counts the same.
+            let energies: Vec<f64> = svd.s.iter().map(|s| s * s).collect();
+            tail_shares(&energies, site.parameters(&Storage::Dense) as f64)
         };
         let kept = ranks(site, 1).last().unwrap_or(0).min(svd.s.len());
         let device = svd.u.device();
