@@ -4,7 +4,7 @@ use candle_core::{Device, Tensor};
 
 use super::block::{Block, BlockContext};
 use super::linear::load_tensor;
-use super::{KvCache, Unobserved, rope};
+use super::{GradientSinks, KvCache, Unobserved, rope};
 use crate::arch::SourceModel;
 use crate::checkpoint::{CheckpointError, to_f32};
 use crate::error::{Error, Result};
@@ -122,7 +122,7 @@ impl Head {
     /// Only the tensor engine's.
     pub fn logits(&self, x: &Tensor) -> Result<Tensor> {
         let normed = ops::rms_norm(x, &self.norm, self.norm_eps)?;
-        Ok(normed.matmul(&self.weight.t()?)?)
+        ops::linear(&normed, &self.weight, None, GradientSinks::default())
     }
 
     /// Negative log likelihood `[tokens]` in nats of `targets` under the logits of rows `x`.
