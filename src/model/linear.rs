@@ -74,7 +74,7 @@ impl Linear {
     /// # Errors
     /// What the observer refuses.
     pub fn forward(&self, x: &Tensor, observer: &mut dyn Observer) -> Result<Tensor> {
-        let (bias, sinks) = (self.bias.as_ref(), observer.gradients(&self.site));
+        let (bias, sinks) = (self.bias.as_ref(), observer.gradients(&self.site)?);
         let y = match &self.weight {
             Weight::Dense(weight) => ops::linear(x, weight, bias, sinks)?,
             Weight::LowRank { v, u } => {

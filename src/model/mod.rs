@@ -57,8 +57,11 @@ pub trait Observer {
     /// Who looks at the gradients at `site`, should a backward pass follow; asked before the site
     /// computes. The gradient at a [`Port`] that one site reads (the hidden activation of an MLP or an
     /// expert) is that at the input of this site.
-    fn gradients(&mut self, _site: &Site) -> GradientSinks {
-        GradientSinks::default()
+    ///
+    /// # Errors
+    /// Only if the device is out of memory.
+    fn gradients(&mut self, _site: &Site) -> Result<GradientSinks> {
+        Ok(GradientSinks::default())
     }
 }
 

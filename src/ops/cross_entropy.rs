@@ -52,6 +52,25 @@ pub fn cross_entropy(logits: &Tensor, targets: &Tensor) -> Result<Tensor> {
     Ok(loss)
 }
 
+/// The gradient `[n, v]` at `logits [n, v]` of the losses, each weighted by `dloss [n]`. For who has no
+/// need of a graph: logits are large.
+///
+/// # Errors
+/// What does not fit is [`Error::Bug`].
+pub fn cross_entropy_gradient(
+    logits: &Tensor,
+    targets: &Tensor,
+    dloss: &Tensor,
+) -> Result<Tensor> {
+    operand::expect(OP, "logits", logits, DType::F32)?;
+    operand::expect(OP, "targets", targets, DType::U32)?;
+    operand::expect(OP, "dloss", dloss, DType::F32)?;
+    let rows = &logits.dims()[..logits.rank().min(1)];
+    operand::expect_dims(OP, "targets", targets, rows)?;
+    operand::expect_dims(OP, "dloss", dloss, rows)?;
+    Ok(logits.apply_op3_no_bwd(targets, dloss, &CrossEntropyGradient)?)
+}
+
 /// Says which element of `row` is at fault.
 fn non_finite(logits: &Tensor, row: usize) -> Result<Error> {
     let values = logits.get(row)?.to_vec1::<f32>()?;

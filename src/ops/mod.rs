@@ -47,7 +47,7 @@ mod upstream;
 
 pub use add::add;
 pub use causal_attention::causal_attention;
-pub use cross_entropy::cross_entropy;
+pub use cross_entropy::{cross_entropy, cross_entropy_gradient};
 pub use gram::{column_squares, column_sum, gram, symmetrise};
 pub use heads_first::heads_first;
 pub use linear::{GradientSink, GradientSinks, linear};
