@@ -52,7 +52,13 @@ fn compressed(method: Method, rule: Rule) -> f64 {
     let measure = MeasureOptions { gradients: false, paper: true };
     let passes: Vec<Box<dyn Pass>> =
         vec![method.pass(PassOptions { rank_multiple: 1, paper: true })];
-    let context = Context { passes: &passes, measure, device: &Device::Cpu, progress: &Silent };
+    let context = Context {
+        passes: &passes,
+        measure,
+        activation_memory: 0,
+        device: &Device::Cpu,
+        progress: &Silent,
+    };
     let request = Request { rule, rank_multiple: 1, floor: 0.0, fold: false };
     let folder = tempfile::tempdir().unwrap();
     let mut job = Job::temporary(folder.path()).unwrap();

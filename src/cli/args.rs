@@ -153,6 +153,10 @@ pub(super) struct CalibrationArgs {
     #[arg(long, value_name = "L", value_parser = clap::value_parser!(u32).range(2..))]
     window: Option<u32>,
 
+    /// Activations that stay in memory while gradients are taken; more goes to the job folder.
+    #[arg(long, value_name = "SIZE", default_value = "1GiB", value_parser = size)]
+    pub(super) activation_memory: u64,
+
     /// Draw the windows at random with this seed, not from the start of the text.
     #[arg(long, value_name = "S")]
     seed: Option<u64>,
@@ -221,6 +225,9 @@ pub(super) struct ReportArgs {
     #[arg(long)]
     pub(super) json: bool,
 }
+
+/// Bytes of activations that stay in memory unless told otherwise.
+pub(super) const ACTIVATION_MEMORY: u64 = 1 << 30;
 
 /// A size for clap.
 pub(super) fn size(text: &str) -> std::result::Result<u64, String> {

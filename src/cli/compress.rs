@@ -113,7 +113,13 @@ pub(super) fn run(args: &Args, console: &Console) -> Result<()> {
         }
     };
     let text = args.calibration.read(&model, console)?;
-    let context = Context { passes: &passes, measure, device: &Device::Cpu, progress: console };
+    let context = Context {
+        passes: &passes,
+        measure,
+        activation_memory: args.calibration.activation_memory,
+        device: &Device::Cpu,
+        progress: console,
+    };
     let (text, out) = (text.as_ref(), args.write.output.as_path());
     refuse_early(&model, &choices, text, out, &options, context)?;
     let mut job = args.job.open(&model, text, measure, &existing_parent(out), console)?;

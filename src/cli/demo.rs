@@ -6,7 +6,7 @@ use std::time::Instant;
 use candle_core::Device;
 use serde_json::json;
 
-use super::args::{ReportArgs, fraction, passes, windows_of_text};
+use super::args::{ACTIVATION_MEMORY, ReportArgs, fraction, passes, windows_of_text};
 use super::compress::{Choices, compress, refuse_early};
 use super::console::Console;
 use super::report::{exact_size, peak_rss_bytes, peak_text, perplexity_text};
@@ -84,7 +84,13 @@ pub(super) fn run(args: &Args, console: &Console) -> Result<()> {
 
     let measure = MeasureOptions { gradients: true, paper: false };
     let passes = passes(&[Method::Lord], 8, false);
-    let context = Context { passes: &passes, measure, device: &Device::Cpu, progress: console };
+    let context = Context {
+        passes: &passes,
+        measure,
+        activation_memory: ACTIVATION_MEMORY,
+        device: &Device::Cpu,
+        progress: console,
+    };
     let request = Request {
         rule: Rule::Target(Target::Keep(args.keep)),
         rank_multiple: 8,

@@ -57,7 +57,13 @@ pub(super) struct Args {
 pub(super) fn run(args: &Args, console: &Console) -> Result<()> {
     let model = args.model.open()?;
     let (passes, measure) = (args.method.passes(), args.method.measure_options());
-    let context = Context { passes: &passes, measure, device: &Device::Cpu, progress: console };
+    let context = Context {
+        passes: &passes,
+        measure,
+        activation_memory: args.calibration.activation_memory,
+        device: &Device::Cpu,
+        progress: console,
+    };
     let request = args.method.request(&args.target)?;
     if let Some(file) = &args.output {
         let folder = file.parent().filter(|p| !p.as_os_str().is_empty());

@@ -9,13 +9,9 @@ use serde::Serialize;
 
 use crate::arch::SourceModel;
 use crate::error::{Error, Result};
-use crate::measure::{Stream, Windows};
+use crate::measure::{Scored, Stream, Windows};
 use crate::model::Head;
 use crate::progress::Progress;
-
-/// Rows of the residual stream turned into logits at a time: bounds the logits to this times the
-/// vocabulary.
-const ROWS_PER_HEAD: usize = 512;
 
 /// A measured perplexity and how it was measured.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -53,7 +49,7 @@ pub fn perplexity(
     progress: &dyn Progress,
 ) -> Result<Perplexity> {
     let mut stream = Stream::new(model, windows, device)?;
-    progress.begin("evaluating", stream.steps() * (model.spec.layers.len() as u64 + 1));
+    progress.begin("evaluating", Stream::steps(windows) * (model.spec.layers.len() as u64 + 1));
     while stream.next_layer().is_some() {
         stream.advance_unobserved(progress)?;
     }
@@ -91,14 +87,9 @@ fn with_ids<'a>(chunks: &'a [Tensor], mut ids: &'a [u32]) -> Result<Vec<(&'a Ten
 
 /// The losses of the scored positions of one chunk of windows, in order.
 fn chunk_losses(head: &Head, chunk: &Tensor, ids: &[u32], length: usize) -> Result<Vec<f32>> {
-    // Row t predicts token t + 1; a window's last row predicts nothing.
-    let predicting: Vec<u32> =
-        (0..ids.len()).filter(|row| (row + 1) % length != 0).map(|row| row as u32).collect();
-    let mut losses = Vec::with_capacity(predicting.len());
-    for rows in predicting.chunks(ROWS_PER_HEAD) {
-        let targets: Vec<u32> = rows.iter().map(|&row| ids[row as usize + 1]).collect();
-        let targets = Tensor::new(targets, chunk.device())?;
-        let x = chunk.index_select(&Tensor::new(rows, chunk.device())?, 0)?;
+    let mut losses = Vec::with_capacity(ids.len());
+    for Scored { rows, targets } in Scored::groups(ids, length, chunk.device())? {
+        let x = chunk.index_select(&rows, 0)?;
         losses.extend(head.losses(&x, &targets)?.to_vec1::<f32>()?);
     }
     Ok(losses)

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
 
+use super::gradient_moments::GradientMoments;
 use super::second_moment::SecondMoment;
 use crate::arch::{Port, Site};
 use crate::error::Result;
@@ -94,15 +95,25 @@ impl LayerMoments {
     }
 
     /// The moments per site name; sites whose port saw no token (an expert nobody chose) are absent.
-    pub fn into_stats(self, sites: &[&Site]) -> BTreeMap<String, SiteStats> {
+    /// With `gradients`, outputs count by them.
+    pub fn into_stats(
+        self,
+        sites: &[&Site],
+        gradients: Option<&GradientMoments>,
+    ) -> BTreeMap<String, SiteStats> {
         let share = |(key, moment)| (key, Arc::new(moment));
         let inputs: BTreeMap<Port, _> = self.inputs.into_iter().map(share).collect();
         let mut outputs = self.outputs;
         let residuals = self.residuals;
         let stats = sites.iter().filter_map(|site| {
-            let energies = residuals.get(&Half::of(site.role)).copied().unwrap_or_default();
-            let share = if energies.stream > 0.0 { energies.added / energies.stream } else { 0.0 };
-            let importance = Importance::Share(share);
+            let importance = match gradients {
+                Some(gradients) => Importance::Channels(gradients.get(&site.name)?.per_token()),
+                None => {
+                    let Energies { added, stream } =
+                        residuals.get(&Half::of(site.role)).copied().unwrap_or_default();
+                    Importance::Share(if stream > 0.0 { added / stream } else { 0.0 })
+                }
+            };
             let found = match outputs.remove(&site.name) {
                 Some(moment) => {
                     SiteStats { side: Side::Output, moment: Arc::new(moment), importance }

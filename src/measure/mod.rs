@@ -1,17 +1,26 @@
 //! Calibration: text → tokens → windows → streamed forward → second moments per site.
 //!
+//! Where a pass wants to know what the loss feels of a change, a backward pass follows the forward.
 //! One block's weights are in memory at a time, and one block's statistics: whoever asks gets them
 //! when the block is done and decides what to keep.
 
+mod activations;
+mod backward;
+mod gradient_moments;
 mod layer_moments;
 mod second_moment;
 mod stream;
+mod sweep;
 mod text;
 mod windows;
 
+pub use activations::{Activations, Keep};
+pub use backward::Backward;
+pub use gradient_moments::{GradientMoment, GradientMoments};
 pub use layer_moments::{Importance, LayerMoments, Side, SiteStats};
 pub use second_moment::SecondMoment;
-pub use stream::{Stream, TOKENS_PER_CHUNK};
+pub use stream::Stream;
+pub use sweep::{Scored, TOKENS_PER_CHUNK};
 pub use text::{Text, Tokenizer};
 pub(crate) use windows::split_mix;
 pub use windows::{Draw, Windows};

@@ -6,25 +6,20 @@
 use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 
+use super::sweep::{self, Sweep};
 use super::windows::Windows;
 use crate::arch::SourceModel;
 use crate::error::{Error, Result};
-use crate::model::{Block, BlockContext, Decoder, Head, Observer, Unobserved};
+use crate::model::{Head, Observer, Unobserved};
 use crate::progress::Progress;
-
-/// Tokens that go through a block together: enough to keep a matrix product busy, few enough for
-/// activations to stay in cache.
-pub const TOKENS_PER_CHUNK: usize = 1024;
 
 /// The residual stream of every window, advanced block by block.
 #[derive(Debug)]
 pub struct Stream<'a> {
-    decoder: Decoder<'a>,
-    length: usize,
+    sweep: Sweep<'a>,
     /// Rows `[windows of the chunk · length, hidden]` each.
     chunks: Vec<Tensor>,
     layer: usize,
-    rope: (Tensor, Tensor),
 }
 
 impl<'a> Stream<'a> {
@@ -33,23 +28,20 @@ impl<'a> Stream<'a> {
     /// # Errors
     /// Ids outside the vocabulary; embeddings that cannot be read.
     pub fn new(model: &'a SourceModel, windows: &Windows, device: &Device) -> Result<Self> {
-        let decoder = Decoder::new(model, device);
-        let length = windows.length();
-        let per_chunk = (TOKENS_PER_CHUNK / length).max(1) * length;
+        let sweep = Sweep::new(model, windows.length(), device)?;
         let chunks =
-            windows.ids().chunks(per_chunk).map(|ids| decoder.embed(ids)).collect::<Result<_>>()?;
-        let rope = decoder.rope(0, length)?;
-        Ok(Self { decoder, length, chunks, layer: 0, rope })
+            sweep::chunks(windows).map(|ids| sweep.decoder.embed(ids)).collect::<Result<_>>()?;
+        Ok(Self { sweep, chunks, layer: 0 })
     }
 
     /// Steps [`Progress`] is told of per block, and once more for the head.
-    pub fn steps(&self) -> u64 {
-        self.chunks.len() as u64
+    pub fn steps(windows: &Windows) -> u64 {
+        sweep::chunks(windows).len() as u64
     }
 
     /// Index of the block that [`advance`](Self::advance) runs next; `None` past the last.
     pub fn next_layer(&self) -> Option<usize> {
-        (self.layer < self.decoder.model().spec.layers.len()).then_some(self.layer)
+        (self.layer < self.sweep.layers()).then_some(self.layer)
     }
 
     /// Runs every window through the next block, in order, for an observer to see.
@@ -57,9 +49,9 @@ impl<'a> Stream<'a> {
     /// # Errors
     /// What the block or the observer refuses; [`Error::Interrupted`].
     pub fn advance(&mut self, observer: &mut dyn Observer, progress: &dyn Progress) -> Result<()> {
-        let block = self.decoder.block(self.layer)?;
+        let block = self.sweep.decoder.block(self.layer)?;
         for chunk in &mut self.chunks {
-            *chunk = through(&block, chunk, self.length, &self.rope, observer, progress)?;
+            *chunk = self.sweep.through(&block, chunk, observer, progress)?;
         }
         self.layer += 1;
         Ok(())
@@ -72,10 +64,10 @@ impl<'a> Stream<'a> {
     /// # Errors
     /// What the block refuses; [`Error::Interrupted`].
     pub fn advance_unobserved(&mut self, progress: &dyn Progress) -> Result<()> {
-        let block = self.decoder.block(self.layer)?;
-        let (length, rope) = (self.length, &self.rope);
+        let block = self.sweep.decoder.block(self.layer)?;
+        let sweep = &self.sweep;
         self.chunks.par_iter_mut().try_for_each(|chunk| {
-            *chunk = through(&block, chunk, length, rope, &mut Unobserved, progress)?;
+            *chunk = sweep.through(&block, chunk, &mut Unobserved, progress)?;
             Ok::<(), Error>(())
         })?;
         self.layer += 1;
@@ -93,24 +85,8 @@ impl<'a> Stream<'a> {
     /// Tensors that cannot be read; calling it early is a bug.
     pub fn head(&self) -> Result<Head> {
         match self.next_layer() {
-            None => self.decoder.head(),
+            None => self.sweep.decoder.head(),
             Some(layer) => Err(Error::Bug(format!("the head was asked for before block {layer}"))),
         }
     }
-}
-
-/// One chunk of windows of `length` tokens through `block`.
-fn through(
-    block: &Block,
-    chunk: &Tensor,
-    length: usize,
-    (cos, sin): &(Tensor, Tensor),
-    observer: &mut dyn Observer,
-    progress: &dyn Progress,
-) -> Result<Tensor> {
-    progress.check()?;
-    let context = BlockContext { batch: chunk.dim(0)? / length, length, first: 0, cos, sin };
-    let x = block.forward(chunk, &context, None, observer)?;
-    progress.advance(1);
-    Ok(x)
 }

@@ -71,10 +71,7 @@ impl Attention {
         let v = self.v.forward(x, observer)?;
         let q = self.rotated(&q, self.heads, self.q_norm.as_ref(), context)?;
         let k = self.rotated(&k, self.kv_heads, self.k_norm.as_ref(), context)?;
-        let v = v
-            .reshape((batch, length, self.kv_heads, self.head_dim))?
-            .transpose(1, 2)?
-            .contiguous()?;
+        let v = ops::heads_first(&v.reshape((batch, length, self.kv_heads, self.head_dim))?)?;
         let (k, v) = match cache {
             Some(cache) => cache.extend(k, v)?,
             None => (k, v),

@@ -1,10 +1,10 @@
 //! From token ids to the residual stream, and from the stream to logits and losses.
 
-use candle_core::{Device, Tensor};
+use candle_core::{Device, Tensor, Var};
 
 use super::block::{Block, BlockContext};
 use super::linear::load_tensor;
-use super::{KvCache, Unobserved, rope};
+use super::{GradientSinks, KvCache, Unobserved, rope};
 use crate::arch::SourceModel;
 use crate::checkpoint::{CheckpointError, to_f32};
 use crate::error::{Error, Result};
@@ -122,7 +122,7 @@ impl Head {
     /// Only the tensor engine's.
     pub fn logits(&self, x: &Tensor) -> Result<Tensor> {
         let normed = ops::rms_norm(x, &self.norm, self.norm_eps)?;
-        Ok(normed.matmul(&self.weight.t()?)?)
+        ops::linear(&normed, &self.weight, None, GradientSinks::default())
     }
 
     /// Negative log likelihood `[tokens]` in nats of `targets` under the logits of rows `x`.
@@ -131,6 +131,24 @@ impl Head {
     /// [`Error::NonFinite`] where the logits are not finite.
     pub fn losses(&self, x: &Tensor, targets: &Tensor) -> Result<Tensor> {
         ops::cross_entropy(&self.logits(x)?, targets)
+    }
+
+    /// The losses, as [`losses`](Self::losses), and the gradient of their sum at the rows `x [tokens,
+    /// hidden]`.
+    ///
+    /// # Errors
+    /// As [`losses`](Self::losses).
+    pub fn losses_and_gradient(&self, x: &Tensor, targets: &Tensor) -> Result<(Tensor, Tensor)> {
+        let x = Var::from_tensor(&x.detach())?;
+        let normed = ops::rms_norm(&x, &self.norm, self.norm_eps)?;
+        // Step by step: nothing is as large as the logits, of which autograd would hold copies.
+        let logits = ops::linear(&normed.detach(), &self.weight, None, GradientSinks::default())?;
+        let losses = ops::cross_entropy(&logits, targets)?;
+        let above = ops::cross_entropy_gradient(&logits, targets, &losses.ones_like()?)?;
+        drop(logits);
+        let above = above.matmul(&self.weight)?;
+        let gradient = ops::upstream(&normed, &above)?.backward()?.remove(&x);
+        Ok((losses, gradient.ok_or_else(|| Error::Bug("the head has no gradient".into()))?))
     }
 }
 

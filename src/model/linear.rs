@@ -2,10 +2,11 @@
 
 use candle_core::{Device, Tensor};
 
-use super::Observer;
+use super::{GradientSinks, Observer};
 use crate::arch::{Site, Storage};
 use crate::checkpoint::{Checkpoint, to_f32};
 use crate::error::Result;
+use crate::ops;
 
 /// Reads tensor `name` as f32, refusing values that are not finite.
 ///
@@ -73,13 +74,15 @@ impl Linear {
     /// # Errors
     /// What the observer refuses.
     pub fn forward(&self, x: &Tensor, observer: &mut dyn Observer) -> Result<Tensor> {
+        let (bias, sinks) = (self.bias.as_ref(), observer.gradients(&self.site)?);
         let y = match &self.weight {
-            Weight::Dense(weight) => x.matmul(&weight.t()?)?,
-            Weight::LowRank { v, u } => x.matmul(&v.t()?)?.matmul(&u.t()?)?,
-        };
-        let y = match &self.bias {
-            Some(bias) => y.broadcast_add(bias)?,
-            None => y,
+            Weight::Dense(weight) => ops::linear(x, weight, bias, sinks)?,
+            Weight::LowRank { v, u } => {
+                let GradientSinks { input, output } = sinks;
+                let narrow = GradientSinks { input, output: None };
+                let wide = GradientSinks { input: None, output };
+                ops::linear(&ops::linear(x, v, None, narrow)?, u, bias, wide)?
+            }
         };
         observer.output(&self.site, &y)?;
         Ok(y)

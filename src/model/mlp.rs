@@ -2,8 +2,8 @@
 
 use candle_core::{D, Device, Tensor};
 
-use super::Observer;
 use super::linear::{Linear, load_tensor};
+use super::{GradientSinks, Observer};
 use crate::arch::{MlpSpec, ModelSpec, Port, Site};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
@@ -80,48 +80,58 @@ impl Mlp {
             Self::Gated(mlp) => mlp.forward(x, Port::MlpHidden, observer),
             Self::Experts { router, experts, top_k, renormalise } => {
                 let routes = route(x, router, *top_k, *renormalise)?;
-                let mut y = x.zeros_like()?;
-                for (index, (expert, route)) in experts.iter().zip(&routes).enumerate() {
-                    if route.rows.is_empty() {
-                        continue;
-                    }
-                    let count = route.rows.len();
-                    let rows = Tensor::from_slice(&route.rows, count, x.device())?;
-                    let weights = Tensor::from_slice(&route.weights, (count, 1), x.device())?;
-                    let routed = x.index_select(&rows, 0)?;
-                    observer.input(Port::ExpertIn(index), &routed)?;
-                    let out = expert.forward(&routed, Port::ExpertHidden(index), observer)?;
-                    y = y.index_add(&rows, &out.broadcast_mul(&weights)?, 0)?;
-                }
-                Ok(y)
+                let routed = x.index_select(&routes.rows, 0)?;
+                let answers = ops::per_part(&routed, &routes.counts, |expert, rows| {
+                    observer.input(Port::ExpertIn(expert), rows)?;
+                    experts[expert].forward(rows, Port::ExpertHidden(expert), observer)
+                })?;
+                ops::mix_rows(&answers, &routes.weights, &routes.places)
             }
         }
     }
 }
 
-/// The tokens one expert gets, and the weight of its answer for each.
-#[derive(Debug, Clone, Default)]
-struct Route {
-    rows: Vec<u32>,
-    weights: Vec<f32>,
+/// Which experts get which tokens, and the weights of their answers.
+struct Routes {
+    /// Tokens, expert by expert, ascending within each: `[tokens · top_k]` u32.
+    rows: Tensor,
+    /// How many of them each expert gets.
+    counts: Vec<usize>,
+    /// Weights of every token's experts, likeliest first: `[tokens, top_k]`, the only part of a choice
+    /// that has a gradient.
+    weights: Tensor,
+    /// Where each of these stands in `rows`.
+    places: Vec<usize>,
 }
 
 /// Softmax over all experts, the `top_k` largest kept; equal probabilities go to the lower index.
-fn route(x: &Tensor, router: &Tensor, top_k: usize, renormalise: bool) -> Result<Vec<Route>> {
-    let logits = x.matmul(&router.t()?)?;
-    let shifted = logits.broadcast_sub(&logits.max_keepdim(D::Minus1)?)?.exp()?;
-    let probabilities =
-        shifted.broadcast_div(&shifted.sum_keepdim(D::Minus1)?)?.to_vec2::<f32>()?;
-    let mut routes = vec![Route::default(); router.dim(0)?];
-    for (row, p) in (0u32..).zip(&probabilities) {
-        let mut order: Vec<usize> = (0..p.len()).collect();
-        order.sort_by(|&a, &b| p[b].total_cmp(&p[a]));
-        order.truncate(top_k);
-        let total: f32 = if renormalise { order.iter().map(|&e| p[e]).sum() } else { 1.0 };
-        for expert in order {
-            routes[expert].rows.push(row);
-            routes[expert].weights.push(p[expert] / total);
-        }
+fn route(x: &Tensor, router: &Tensor, top_k: usize, renormalise: bool) -> Result<Routes> {
+    let logits = ops::linear(x, router, None, GradientSinks::default())?;
+    // The softmax does not depend on the shift, so that has no gradient to follow.
+    let largest = logits.detach().max_keepdim(D::Minus1)?;
+    let shifted = logits.broadcast_sub(&largest)?.exp()?;
+    let probabilities = shifted.broadcast_div(&shifted.sum_keepdim(D::Minus1)?)?;
+    let chosen: Vec<u32> = probabilities
+        .to_vec2::<f32>()?
+        .iter()
+        .flat_map(|p| {
+            let mut order: Vec<u32> = (0..p.len() as u32).collect();
+            order.sort_by(|&a, &b| p[b as usize].total_cmp(&p[a as usize]));
+            order.truncate(top_k);
+            order
+        })
+        .collect();
+    let mut by_expert: Vec<usize> = (0..chosen.len()).collect();
+    by_expert.sort_by_key(|&index| chosen[index]);
+    let mut places = vec![0; chosen.len()];
+    let mut counts = vec![0; router.dim(0)?];
+    for (place, &index) in by_expert.iter().enumerate() {
+        places[index] = place;
+        counts[chosen[index] as usize] += 1;
     }
-    Ok(routes)
+    let rows: Vec<u32> = by_expert.iter().map(|index| (index / top_k) as u32).collect();
+    let chosen = Tensor::from_vec(chosen, (x.dim(0)?, top_k), x.device())?;
+    let weights = probabilities.gather(&chosen, 1)?;
+    let weights = if renormalise { ops::renormalise(&weights)? } else { weights };
+    Ok(Routes { rows: Tensor::new(rows, x.device())?, counts, weights, places })
 }

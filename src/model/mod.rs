@@ -28,8 +28,12 @@ use candle_core::Tensor;
 
 use crate::arch::{Port, Role, Site};
 use crate::error::Result;
+pub use crate::ops::{GradientSink, GradientSinks};
 
 /// Something that looks at the activations inside a block while it computes.
+///
+/// In a backward pass the tensors it is shown carry the graph of their computation: who keeps one
+/// beyond the call keeps [`Tensor::detach`] of it.
 pub trait Observer {
     /// Rows `[tokens, in]` that enter every linear reading `port`; called once per port.
     ///
@@ -49,6 +53,16 @@ pub trait Observer {
     /// # Errors
     /// As [`input`](Self::input).
     fn residual(&mut self, half: Half, added: &Tensor, stream: &Tensor) -> Result<()>;
+
+    /// Who looks at the gradients at `site`, should a backward pass follow; asked before the site
+    /// computes. The gradient at a [`Port`] that one site reads (the hidden activation of an MLP or an
+    /// expert) is that at the input of this site.
+    ///
+    /// # Errors
+    /// Only if the device is out of memory.
+    fn gradients(&mut self, _site: &Site) -> Result<GradientSinks> {
+        Ok(GradientSinks::default())
+    }
 }
 
 /// The halves of a block, each of which adds to the residual stream once.

@@ -3,6 +3,7 @@
 //! ```text
 //! y = a + b
 //! a, b  any one shape, f32    ->    y  the same shape, f32
+//! gradients:  da = db = dy
 //! ```
 //!
 //! One flop and 12 bytes (two reads, one write) per element: bound by memory. It runs on the thread
@@ -51,6 +52,16 @@ impl CustomOp2 for Add {
             lanes::run(Elements { a: &a[block.clone()], b: &b[block], y });
         });
         Ok((CpuStorage::F32(y), a_layout.shape().clone()))
+    }
+
+    fn bwd(
+        &self,
+        _: &Tensor,
+        _: &Tensor,
+        _: &Tensor,
+        dy: &Tensor,
+    ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>)> {
+        Ok((Some(dy.clone()), Some(dy.clone())))
     }
 }
 

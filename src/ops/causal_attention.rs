@@ -4,11 +4,14 @@
 //! p = first + i       key j is allowed iff j <= p and (no window or p - j < window)
 //! y[b, i, h] = Σ_j softmax_j(scale q[b, h, i] · k[b, g, j]) v[b, g, j]     g = h / (heads / kv_heads)
 //! q [b, heads, tq, d]    k, v [b, kv_heads, tk, d]    ->    y [b tq, heads d]    all f32
+//! gradients of q, k and v:  see `gradient.rs`
 //! ```
 //!
 //! `4 d` flops per allowed score. Scores exist for one tile of [`QUERIES`] queries of one head at a
 //! time, and only for keys that some query of the tile may see: half of the square for a long text.
 //! A tile is one task, so results do not depend on the number of threads.
+
+mod gradient;
 
 use std::ops::Range;
 
@@ -57,6 +60,7 @@ pub fn causal_attention(
     Ok(q.apply_op3(k, v, CausalAttention { scale, first, window })?)
 }
 
+#[derive(Clone, Copy)]
 struct CausalAttention {
     scale: f32,
     first: usize,
@@ -87,11 +91,12 @@ impl CustomOp3 for CausalAttention {
         let q = operand::elements::<f32>(q, q_layout)?;
         let k = operand::elements::<f32>(k, k_layout)?;
         let v = operand::elements::<f32>(v, v_layout)?;
+        let sizes = Sizes { heads, kv_heads, tq, tk, d };
         let text = |b: usize| Text {
             q: &q[b * heads * tq * d..][..heads * tq * d],
             k: &k[b * kv_heads * tk * d..][..kv_heads * tk * d],
             v: &v[b * kv_heads * tk * d..][..kv_heads * tk * d],
-            sizes: Sizes { heads, kv_heads, tq, tk, d },
+            sizes,
         };
         y.par_chunks_mut(tq * heads * d).enumerate().for_each(|(b, y)| {
             let text = text(b);
@@ -100,6 +105,18 @@ impl CustomOp3 for CausalAttention {
             });
         });
         Ok((CpuStorage::F32(y), shape))
+    }
+
+    fn bwd(
+        &self,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        _: &Tensor,
+        dy: &Tensor,
+    ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let [dq, dk, dv] = gradient::gradients(*self, [q, k, v], dy)?;
+        Ok((Some(dq), Some(dk), Some(dv)))
     }
 }
 
@@ -129,16 +146,12 @@ impl CausalAttention {
         let Sizes { heads, kv_heads, tq, tk, d } = text.sizes;
         let width = heads * d;
         let queries = y.len() / width;
-        let position = self.first + from;
-        let keys_end = position + queries;
-        let keys_start = self.window.map_or(0, |window| (position + 1).saturating_sub(window));
-        let keys = keys_end - keys_start;
-        // Positions are counted from the first visible key.
-        let mask = Mask { first: position - keys_start, window: self.window };
+        let (visible, mask) = self.visible(from, queries);
+        let keys = visible.len();
         let mut scores = vec![0.0; queries * keys];
         for head in 0..heads {
             let q = &text.q[(head * tq + from) * d..][..queries * d];
-            let group = (head / (heads / kv_heads) * tk + keys_start) * d;
+            let group = (head / (heads / kv_heads) * tk + visible.start) * d;
             let q = MatRef::from_row_major_slice(q, queries, d);
             let k = MatRef::from_row_major_slice(&text.k[group..][..keys * d], keys, d);
             let v = MatRef::from_row_major_slice(&text.v[group..][..keys * d], keys, d);
@@ -151,6 +164,14 @@ impl CausalAttention {
             let y = MatMut::from_column_major_slice_with_stride_mut(y, d, queries, width);
             matmul(y.transpose_mut(), Accum::Replace, s, v, 1.0, Par::Seq);
         }
+    }
+
+    /// The keys that some of `queries` queries from row `from` on may see, and which of them each may.
+    fn visible(&self, from: usize, queries: usize) -> (Range<usize>, Mask) {
+        let position = self.first + from;
+        let start = self.window.map_or(0, |window| (position + 1).saturating_sub(window));
+        // Positions are counted from the first visible key.
+        (start..position + queries, Mask { first: position - start, window: self.window })
     }
 }
 

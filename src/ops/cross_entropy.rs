@@ -3,13 +3,15 @@
 //! ```text
 //! loss[i] = log sum_j e^logits[i, j] - logits[i, targets[i]]
 //! logits [n, v] f32    targets [n] u32    ->    loss [n] f32
+//! gradient:  dlogits[i, j] = dloss[i] (softmax_j(logits[i]) - [j = targets[i]])
 //! ```
 //!
 //! About 20 v flops and 4 v bytes per row (the second pass finds the row in cache). The
 //! exponentials are summed in f32 within blocks of 1024 and in f64 across them; the logarithm is
 //! taken in f64.
 
-use candle_core::{CpuStorage, CustomOp2, DType, Layout, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp2, CustomOp3, DType, Layout, Shape, Tensor};
+use rayon::prelude::*;
 
 use super::lanes::{self, Kernel, LANES};
 use super::operand;
@@ -50,6 +52,21 @@ pub fn cross_entropy(logits: &Tensor, targets: &Tensor) -> Result<Tensor> {
     Ok(loss)
 }
 
+/// The gradient `[n, v]` at `logits [n, v]` of the losses, each weighted by `dloss [n]`. For who has no
+/// need of a graph: logits are large.
+///
+/// # Errors
+/// What does not fit is [`Error::Bug`].
+pub fn cross_entropy_gradient(logits: &Tensor, targets: &Tensor, dloss: &Tensor) -> Result<Tensor> {
+    operand::expect(OP, "logits", logits, DType::F32)?;
+    operand::expect(OP, "targets", targets, DType::U32)?;
+    operand::expect(OP, "dloss", dloss, DType::F32)?;
+    let rows = &logits.dims()[..logits.rank().min(1)];
+    operand::expect_dims(OP, "targets", targets, rows)?;
+    operand::expect_dims(OP, "dloss", dloss, rows)?;
+    Ok(logits.apply_op3_no_bwd(targets, dloss, &CrossEntropyGradient)?)
+}
+
 /// Says which element of `row` is at fault.
 fn non_finite(logits: &Tensor, row: usize) -> Result<Error> {
     let values = logits.get(row)?.to_vec1::<f32>()?;
@@ -77,7 +94,6 @@ impl CustomOp2 for CrossEntropy {
         targets: &CpuStorage,
         targets_layout: &Layout,
     ) -> candle_core::Result<(CpuStorage, Shape)> {
-        use rayon::prelude::*;
         let (n, v) = logits_layout.shape().dims2()?;
         let logits = operand::elements::<f32>(logits, logits_layout)?;
         let targets = operand::elements::<u32>(targets, targets_layout)?;
@@ -89,6 +105,49 @@ impl CustomOp2 for CrossEntropy {
             })
             .collect();
         Ok((CpuStorage::F32(loss), Shape::from(n)))
+    }
+
+    fn bwd(
+        &self,
+        logits: &Tensor,
+        targets: &Tensor,
+        _: &Tensor,
+        dloss: &Tensor,
+    ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>)> {
+        let dloss = dloss.contiguous()?;
+        Ok((Some(logits.apply_op3_no_bwd(targets, &dloss, &CrossEntropyGradient)?), None))
+    }
+}
+
+/// `dlogits` from logits, targets and dloss.
+struct CrossEntropyGradient;
+
+impl CustomOp3 for CrossEntropyGradient {
+    fn name(&self) -> &'static str {
+        "cross_entropy_gradient"
+    }
+
+    fn cpu_fwd(
+        &self,
+        logits: &CpuStorage,
+        logits_layout: &Layout,
+        targets: &CpuStorage,
+        targets_layout: &Layout,
+        dloss: &CpuStorage,
+        dloss_layout: &Layout,
+    ) -> candle_core::Result<(CpuStorage, Shape)> {
+        let v = logits_layout.shape().dims2()?.1;
+        let logits = operand::elements::<f32>(logits, logits_layout)?;
+        let targets = operand::elements::<u32>(targets, targets_layout)?;
+        let dloss = operand::elements::<f32>(dloss, dloss_layout)?;
+        let mut dlogits = vec![0.0; logits.len()];
+        lanes::for_row_blocks(&mut dlogits, v, |first, dlogits| {
+            for (i, y) in (first..).zip(dlogits.chunks_exact_mut(v)) {
+                lanes::run(GradientRow { row: &logits[i * v..][..v], dloss: dloss[i], y });
+                y[targets[i] as usize] -= dloss[i];
+            }
+        });
+        Ok((CpuStorage::F32(dlogits), logits_layout.shape().clone()))
     }
 }
 
@@ -129,4 +188,31 @@ fn sum_exp(x: &[f32], max: f32) -> f64 {
 #[inline(always)]
 fn term(v: f32, max: f32) -> f32 {
     v.mul_add(0.0, lanes::exp(v - max))
+}
+
+/// `y = dloss softmax(row)`.
+struct GradientRow<'a> {
+    row: &'a [f32],
+    dloss: f32,
+    y: &'a mut [f32],
+}
+
+impl Kernel for GradientRow<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        let max = lanes::max(self.row);
+        let mut sum = 0.0;
+        for (row, y) in self.row.chunks(BLOCK).zip(self.y.chunks_mut(BLOCK)) {
+            for (y, &v) in y.iter_mut().zip(row) {
+                *y = lanes::exp(v - max);
+            }
+            sum += lanes::sum(y);
+        }
+        let scale = (f64::from(self.dloss) / sum) as f32;
+        for y in self.y {
+            *y *= scale;
+        }
+    }
 }

@@ -1,8 +1,9 @@
 //! Second moments of activations, gathered chunk by chunk: Gram matrix and column sums.
 //!
 //! ```text
-//! gram:        master += x^T x         x [t, n] f32    master [n, n] f64, lower triangle
-//! column_sum:  master += sum_t x[t]    x [t, n] f32    master [n] f64
+//! gram:            master += x^T x           x [t, n] f32    master [n, n] f64, lower triangle
+//! column_sum:      master += sum_t x[t]      x [t, n] f32    master [n] f64
+//! column_squares:  master += sum_t x[t]^2    x [t, n] f32    master [n] f64
 //! ```
 //!
 //! The product of [`ROWS`] rows is computed in f32, only on and below the diagonal (t n^2 flops),
@@ -63,11 +64,22 @@ pub fn symmetrise(master: &Tensor) -> Result<()> {
 /// What does not fit is [`Error::Bug`](crate::error::Error::Bug): shapes are checked when a model
 /// is read.
 pub fn column_sum(master: &Tensor, x: &Tensor) -> Result<()> {
-    const OP: &str = "column_sum";
-    let n = expect_rows(OP, x)?;
-    operand::expect(OP, "master", master, DType::F64)?;
-    operand::expect_dims(OP, "master", master, &[n])?;
-    Ok(master.inplace_op2(x, &ColumnSum)?)
+    add_columns(master, x, Columns::Sum)
+}
+
+/// Adds the sum of the squares of the rows of `x [t, n]` to `master [n]`, in place.
+///
+/// # Errors
+/// As [`column_sum`].
+pub fn column_squares(master: &Tensor, x: &Tensor) -> Result<()> {
+    add_columns(master, x, Columns::Squares)
+}
+
+fn add_columns(master: &Tensor, x: &Tensor, op: Columns) -> Result<()> {
+    let n = expect_rows(op.name(), x)?;
+    operand::expect(op.name(), "master", master, DType::F64)?;
+    operand::expect_dims(op.name(), "master", master, &[n])?;
+    Ok(master.inplace_op2(x, &op)?)
 }
 
 fn expect_rows(op: &'static str, x: &Tensor) -> Result<usize> {
@@ -196,11 +208,18 @@ impl InplaceOp1 for Symmetrise {
     }
 }
 
-struct ColumnSum;
+/// What is summed of a column.
+enum Columns {
+    Sum,
+    Squares,
+}
 
-impl InplaceOp2 for ColumnSum {
+impl InplaceOp2 for Columns {
     fn name(&self) -> &'static str {
-        "column_sum"
+        match self {
+            Self::Sum => "column_sum",
+            Self::Squares => "column_squares",
+        }
     }
 
     fn cpu_fwd(
@@ -220,7 +239,10 @@ impl InplaceOp2 for ColumnSum {
             .par_chunks(SUM_ROWS * n)
             .map(|rows| {
                 let mut sums = vec![0.0; n];
-                lanes::run(SumRows { sums: &mut sums, rows });
+                match self {
+                    Self::Sum => lanes::run(SumRows { sums: &mut sums, rows }),
+                    Self::Squares => lanes::run(SumSquares { sums: &mut sums, rows }),
+                }
                 sums
             })
             .collect();
@@ -246,6 +268,24 @@ impl Kernel for SumRows<'_> {
         for row in self.rows.chunks_exact(self.sums.len()) {
             for (sum, &v) in self.sums.iter_mut().zip(row) {
                 *sum += f64::from(v);
+            }
+        }
+    }
+}
+
+struct SumSquares<'a> {
+    sums: &'a mut [f64],
+    rows: &'a [f32],
+}
+
+impl Kernel for SumSquares<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        for row in self.rows.chunks_exact(self.sums.len()) {
+            for (sum, &v) in self.sums.iter_mut().zip(row) {
+                *sum += f64::from(v) * f64::from(v);
             }
         }
     }

@@ -2,15 +2,23 @@
 //!
 //! | op | computes | tensors |
 //! |---|---|---|
+//! | [`linear`] | `x wᵀ + bias` | `[t, n], [m, n], [m] -> [t, m]` |
 //! | [`rms_norm`] | `x / rms(x) * weight` | `[.., d], [d] -> [.., d]` |
 //! | [`rope`] | rotary embedding and transposition | `[b, t, h, d] -> [b, h, t, d]` |
+//! | [`heads_first`] | transposition | `[b, t, h, d] -> [b, h, t, d]` |
 //! | [`causal_attention`] | grouped-query attention | `[b, h, tq, d], 2 x [b, g, tk, d] -> [b tq, h d]` |
 //! | [`add`] | `a + b` | any shape |
 //! | [`silu_mul`] | `silu(gate) * up` | any shape |
+//! | [`renormalise`] | `x / Σ x` by rows | `[t, k] -> [t, k]` |
+//! | [`per_part`] | `f_e` of the rows of part e | `[n, d] -> [n, m]` |
+//! | [`mix_rows`] | weighted sums of routed rows | `[n, d], [t, k] -> [t, d]` |
 //! | [`cross_entropy`] | next-token loss in nats | `[n, v], [n] u32 -> [n]` |
 //! | [`gram`], [`symmetrise`] | second moments, in f64 | `[t, n]` into `[n, n]` |
-//! | [`column_sum`] | first moments, in f64 | `[t, n]` into `[n]` |
+//! | [`column_sum`], [`column_squares`] | first moments, energies, in f64 | `[t, n]` into `[n]` |
+//! | [`upstream`] | where a backward begins | any shape `-> []` |
 //!
+//! Ops between activations are differentiable, in the activations only: weights, tables and targets
+//! get no gradient.
 //! Operands are contiguous f32 unless said; what does not fit is refused with a typed error before
 //! anything runs. Rows are spread over rayon's threads and every sum has a fixed order: results do
 //! not depend on the number of threads. `lanes` is how loops are vectorised, `operand` how operands
@@ -25,16 +33,28 @@ mod add;
 mod causal_attention;
 mod cross_entropy;
 mod gram;
+mod heads_first;
 mod lanes;
+mod linear;
+mod mix_rows;
 mod operand;
+mod per_part;
+mod renormalise;
 mod rms_norm;
 mod rope;
 mod silu_mul;
+mod upstream;
 
 pub use add::add;
 pub use causal_attention::causal_attention;
-pub use cross_entropy::cross_entropy;
-pub use gram::{column_sum, gram, symmetrise};
+pub use cross_entropy::{cross_entropy, cross_entropy_gradient};
+pub use gram::{column_squares, column_sum, gram, symmetrise};
+pub use heads_first::heads_first;
+pub use linear::{GradientSink, GradientSinks, linear};
+pub use mix_rows::mix_rows;
+pub use per_part::per_part;
+pub use renormalise::renormalise;
 pub use rms_norm::rms_norm;
 pub use rope::rope;
 pub use silu_mul::silu_mul;
+pub use upstream::upstream;

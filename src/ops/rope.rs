@@ -5,6 +5,7 @@
 //!             y[b, h, t, w + i] = x[b, t, h, w + i] cos[t, i] + x[b, t, h, i] sin[t, i]
 //! i >= 2 w:   y[b, h, t, i]     = x[b, t, h, i]                       (partial rotary)
 //! x [b, t, h, d] f32    cos, sin [t, w] f32, 2 w <= d    ->    y [b, h, t, d] f32, contiguous
+//! gradient:  dx is dy turned back, sin negated, and transposed back
 //! ```
 //!
 //! Halves are rotated against each other, as Hugging Face's `rotate_half` does; not interleaved
@@ -49,10 +50,13 @@ pub fn rope(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
         ));
     }
     operand::expect_dims(OP, "sin", sin, cos.dims())?;
-    Ok(x.apply_op3(cos, sin, Rope)?)
+    Ok(x.apply_op3(cos, sin, Rope { back: false })?)
 }
 
-struct Rope;
+/// From `[b, t, h, d]` to `[b, h, t, d]`, or back and turning the other way.
+struct Rope {
+    back: bool,
+}
 
 impl CustomOp3 for Rope {
     fn name(&self) -> &'static str {
@@ -68,28 +72,42 @@ impl CustomOp3 for Rope {
         sin: &CpuStorage,
         sin_layout: &Layout,
     ) -> candle_core::Result<(CpuStorage, Shape)> {
-        let (b, t, h, d) = x_layout.shape().dims4()?;
+        let (b, n, m, d) = x_layout.shape().dims4()?;
         let half = cos_layout.shape().dims2()?.1;
         let x = operand::elements::<f32>(x, x_layout)?;
         let cos = operand::elements::<f32>(cos, cos_layout)?;
         let sin = operand::elements::<f32>(sin, sin_layout)?;
         let mut y = vec![0.0; x.len()];
         lanes::for_row_blocks(&mut y, d, |first, y| {
-            lanes::run(Rows { x, cos, sin, t, h, d, half, first, y });
+            lanes::run(Rows { x, cos, sin, m, n, d, half, back: self.back, first, y });
         });
-        Ok((CpuStorage::F32(y), Shape::from((b, h, t, d))))
+        Ok((CpuStorage::F32(y), Shape::from((b, m, n, d))))
+    }
+
+    fn bwd(
+        &self,
+        _: &Tensor,
+        cos: &Tensor,
+        sin: &Tensor,
+        _: &Tensor,
+        dy: &Tensor,
+    ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let gradient = Rope { back: !self.back };
+        Ok((Some(dy.contiguous()?.apply_op3_no_bwd(cos, sin, &gradient)?), None, None))
     }
 }
 
-/// Rows `first..` of y, counted over `[b, h, t]`.
+/// Rows `first..` of y, counted over `[b, m, n]`; x is `[b, n, m, d]`. Positions are `n`, or `m` on the
+/// way back.
 struct Rows<'a> {
     x: &'a [f32],
     cos: &'a [f32],
     sin: &'a [f32],
-    t: usize,
-    h: usize,
+    m: usize,
+    n: usize,
     d: usize,
     half: usize,
+    back: bool,
     first: usize,
     y: &'a mut [f32],
 }
@@ -99,18 +117,22 @@ impl Kernel for Rows<'_> {
 
     #[inline(always)]
     fn call(self) {
-        let Self { t, h, d, half, .. } = self;
+        let Self { m, n, d, half, back, .. } = self;
         for (row, y) in (self.first..).zip(self.y.chunks_exact_mut(d)) {
-            let (batch_head, position) = (row / t, row % t);
-            let (batch, head) = (batch_head / h, batch_head % h);
-            let at = ((batch * t + position) * h + head) * d;
+            let (batch, i, j) = (row / n / m, row / n % m, row % n);
+            let position = if back { i } else { j };
+            let at = ((batch * n + j) * m + i) * d;
             let (x1, rest) = self.x[at..at + d].split_at(half);
             let (x2, pass) = rest.split_at(half);
             let cos = &self.cos[position * half..][..half];
             let sin = &self.sin[position * half..][..half];
             let (y1, rest) = y.split_at_mut(half);
             let (y2, y_pass) = rest.split_at_mut(half);
-            rotate([x1, x2], [cos, sin], [y1, y2]);
+            match back {
+                false => rotate([x1, x2], [cos, sin], [y1, y2]),
+                // The other way round is the same with the halves exchanged.
+                true => rotate([x2, x1], [cos, sin], [y2, y1]),
+            }
             if !pass.is_empty() {
                 y_pass.copy_from_slice(pass);
             }

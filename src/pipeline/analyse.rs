@@ -1,10 +1,11 @@
 //! Measure and analyse: one block at a time, what the passes need and what they make of it.
 
 use super::Context;
+use super::statistics::Statistics;
 use crate::arch::{Site, SourceModel, Unit};
 use crate::error::{Error, Result};
 use crate::job::Job;
-use crate::measure::{LayerMoments, Stream, Windows};
+use crate::measure::Windows;
 use crate::passes::{Needs, Pass, UnitStats, Weights};
 use crate::plan::Calibration;
 
@@ -31,7 +32,8 @@ impl CalibrationText {
 
 /// Streams the calibration text through the model, where any pass needs it, and analyses each
 /// block's units while its statistics are at hand. Every analysis goes to `job`; what is there
-/// already is not made again, and blocks whose units are all there are run but not measured.
+/// already is not made again, and blocks whose units are all there are run but not measured. With
+/// gradients the blocks come last to first.
 ///
 /// # Errors
 /// [`Error::Usage`] where a pass needs text and there is none; whatever reading, measuring, a pass
@@ -50,20 +52,18 @@ pub fn analyse(
         ));
     }
     let layers = Todo::of(model, job, context);
-    if let Some(last) = layers.iter().rposition(|todo| !todo.is_empty()) {
-        let layers = &layers[..=last];
-        let mut stream = match text {
-            Some(text) => Some(Stream::new(model, &text.windows, context.device)?),
-            None => None,
-        };
-        let streamed = stream.as_ref().map_or(0, |s| s.steps() * layers.len() as u64);
+    if layers.iter().any(|todo| !todo.is_empty()) {
+        let windows = text.map(|text| &text.windows);
+        let steps = Statistics::steps(model, windows, layers.len(), context);
         let analysed = layers.iter().map(Vec::len).sum::<usize>();
-        context.progress.begin("measuring", streamed + analysed as u64);
-        for todo in layers {
-            let stats = match &mut stream {
-                Some(stream) => measured(stream, todo, context)?,
-                None => UnitStats::new(),
-            };
+        context.progress.begin("measuring", steps + analysed as u64);
+        let mut statistics = Statistics::new(model, windows, job.folder(), context)?;
+        let wanted: Vec<bool> = layers.iter().map(|todo| !todo.is_empty()).collect();
+        for layer in statistics.order(&wanted) {
+            let todo = &layers[layer];
+            let mut sites: Vec<&Site> = todo.iter().flat_map(|todo| &todo.unit.sites).collect();
+            sites.dedup_by_key(|site| &site.name);
+            let stats = statistics.of_layer(&sites, context)?;
             analyse_layer(model, todo, &stats, job, context)?;
         }
         context.progress.end();
@@ -111,17 +111,4 @@ fn analyse_layer(
         context.progress.advance(1);
     }
     Ok(())
-}
-
-/// Runs one block and returns the statistics of the sites that wait for them.
-fn measured(stream: &mut Stream<'_>, todo: &[Todo<'_>], context: Context<'_>) -> Result<UnitStats> {
-    let mut sites: Vec<&Site> = todo.iter().flat_map(|todo| &todo.unit.sites).collect();
-    sites.dedup_by_key(|site| &site.name);
-    if sites.is_empty() {
-        stream.advance_unobserved(context.progress)?;
-        return Ok(UnitStats::new());
-    }
-    let mut moments = LayerMoments::for_sites(&sites, context.device)?;
-    stream.advance(&mut moments, context.progress)?;
-    Ok(moments.into_stats(&sites))
 }

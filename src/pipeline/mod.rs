@@ -10,6 +10,7 @@
 mod allocate;
 mod analyse;
 mod apply;
+mod statistics;
 mod verify;
 
 pub use allocate::{Request, draw_plan};
@@ -30,6 +31,8 @@ pub struct Context<'a> {
     pub passes: &'a [Box<dyn Pass>],
     /// How statistics are taken and used.
     pub measure: MeasureOptions,
+    /// Bytes of activations that stay in memory for a backward pass; the rest goes to the job folder.
+    pub activation_memory: u64,
     /// Where tensors live.
     pub device: &'a Device,
     /// Who is told.

@@ -1,0 +1,247 @@
+//! The residual stream at every place between blocks, kept for the way back.
+//!
+//! In memory up to a limit, beyond it in a file: raw little-endian f32, place after place, chunk after
+//! chunk. The places reached last are the ones in memory, as they are wanted first.
+
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use candle_core::{Device, Tensor};
+use tempfile::NamedTempFile;
+
+use crate::error::{Error, Result};
+
+/// Values that are converted to bytes or back at a time.
+const PIECE: usize = 16 * 1024;
+
+/// Where activations are kept.
+#[derive(Debug, Clone)]
+pub struct Keep {
+    /// Bytes of them that stay in memory.
+    pub memory: u64,
+    /// Folder of the file that takes the others. The file is removed in the end, and not made where
+    /// there are none.
+    pub folder: PathBuf,
+}
+
+/// A slot `[rows, width]` f32 for every chunk of the tokens at every place between blocks. A slot
+/// holds the block's input on the way there and the gradient at it on the way back.
+#[derive(Debug)]
+pub struct Activations {
+    /// Rows of each chunk.
+    rows: Vec<usize>,
+    width: usize,
+    device: Device,
+    /// Slots of place 0, then of place 1; those in the file stay empty.
+    slots: Vec<Mutex<Option<Tensor>>>,
+    /// How many slots, from the first on, are in the file.
+    spilled: usize,
+    spill: Option<Spill>,
+}
+
+impl Activations {
+    /// Empty slots for chunks of `rows` rows at `places` places; tensors come back on `device`.
+    ///
+    /// # Errors
+    /// [`Error::Io`] where a file is needed and cannot be made.
+    pub fn new(
+        places: usize,
+        rows: Vec<usize>,
+        width: usize,
+        keep: &Keep,
+        device: &Device,
+    ) -> Result<Self> {
+        let count = places * rows.len();
+        let largest = rows.iter().max().map_or(0, |rows| (rows * width * size_of::<f32>()) as u64);
+        let held = keep
+            .memory
+            .checked_div(largest)
+            .map_or(count, |n| usize::try_from(n).map_or(count, |n| n.min(count)));
+        let spilled = count - held;
+        let spill = (spilled > 0).then(|| Spill::new(&keep.folder)).transpose()?;
+        let slots = (0..count).map(|_| Mutex::new(None)).collect();
+        Ok(Self { rows, width, device: device.clone(), slots, spilled, spill })
+    }
+
+    /// Bytes that slots for `tokens` rows of `width` at `places` places take, wherever they are.
+    pub fn bytes_for(places: usize, tokens: usize, width: usize) -> u64 {
+        (places * tokens * width * size_of::<f32>()) as u64
+    }
+
+    /// Chunks at each place.
+    pub fn chunks(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// Fills a slot with `x [rows, width]`, whatever was in it.
+    ///
+    /// # Errors
+    /// [`Error::Io`] naming the file.
+    pub fn put(&self, place: usize, chunk: usize, x: &Tensor) -> Result<()> {
+        if x.dims() != [self.rows[chunk], self.width] {
+            let slot = [self.rows[chunk], self.width];
+            return Err(Error::Bug(format!("{:?} put into a slot of {slot:?}", x.dims())));
+        }
+        let x = x.detach().to_device(&Device::Cpu)?;
+        match self.in_file(place, chunk) {
+            Some((spill, at)) => spill.write(at, &x.flatten_all()?.to_vec1::<f32>()?),
+            None => {
+                *lock(self.slot(place, chunk)) = Some(x);
+                Ok(())
+            }
+        }
+    }
+
+    /// What a slot holds.
+    ///
+    /// # Errors
+    /// [`Error::Io`] naming the file; an empty slot is a bug of the caller.
+    pub fn get(&self, place: usize, chunk: usize) -> Result<Tensor> {
+        let x = match self.in_file(place, chunk) {
+            Some((spill, at)) => {
+                let (rows, width) = (self.rows[chunk], self.width);
+                Tensor::from_vec(spill.read(at, rows * width)?, (rows, width), &Device::Cpu)?
+            }
+            None => lock(self.slot(place, chunk)).clone().ok_or_else(|| {
+                Error::Bug(format!("chunk {chunk} at place {place} was asked for and is not kept"))
+            })?,
+        };
+        Ok(x.to_device(&self.device)?)
+    }
+
+    /// What a slot holds, for the last time.
+    ///
+    /// # Errors
+    /// As [`get`](Self::get).
+    pub fn take(&self, place: usize, chunk: usize) -> Result<Tensor> {
+        let x = self.get(place, chunk)?;
+        *lock(self.slot(place, chunk)) = None;
+        Ok(x)
+    }
+
+    fn slot(&self, place: usize, chunk: usize) -> &Mutex<Option<Tensor>> {
+        &self.slots[place * self.rows.len() + chunk]
+    }
+
+    /// The file, and where in it the slot begins, for slots that are there.
+    fn in_file(&self, place: usize, chunk: usize) -> Option<(&Spill, u64)> {
+        let spill = self.spill.as_ref()?;
+        let all: usize = self.rows.iter().sum();
+        let before: usize = self.rows[..chunk].iter().sum();
+        let at = ((place * all + before) * self.width * size_of::<f32>()) as u64;
+        (place * self.rows.len() + chunk < self.spilled).then_some((spill, at))
+    }
+}
+
+/// A file for values, gone when dropped.
+#[derive(Debug)]
+struct Spill {
+    file: Mutex<NamedTempFile>,
+    path: PathBuf,
+}
+
+impl Spill {
+    fn new(folder: &Path) -> Result<Self> {
+        let file = tempfile::Builder::new()
+            .prefix("bantam-activations-")
+            .tempfile_in(folder)
+            .map_err(|e| Error::io("create a file in", folder, e))?;
+        let path = file.path().to_owned();
+        Ok(Self { file: Mutex::new(file), path })
+    }
+
+    fn write(&self, at: u64, values: &[f32]) -> Result<()> {
+        let mut file = lock(&self.file);
+        write_values(file.as_file_mut(), at, values).map_err(|e| Error::io("write", &self.path, e))
+    }
+
+    fn read(&self, at: u64, count: usize) -> Result<Vec<f32>> {
+        let mut file = lock(&self.file);
+        read_values(file.as_file_mut(), at, count).map_err(|e| Error::io("read", &self.path, e))
+    }
+}
+
+fn write_values(file: &mut File, at: u64, values: &[f32]) -> io::Result<()> {
+    file.seek(SeekFrom::Start(at))?;
+    for piece in values.chunks(PIECE) {
+        let bytes: Vec<u8> = piece.iter().flat_map(|value| value.to_le_bytes()).collect();
+        file.write_all(&bytes)?;
+    }
+    Ok(())
+}
+
+fn read_values(file: &mut File, at: u64, count: usize) -> io::Result<Vec<f32>> {
+    file.seek(SeekFrom::Start(at))?;
+    let mut values = Vec::with_capacity(count);
+    let mut bytes = vec![0; PIECE.min(count) * size_of::<f32>()];
+    while values.len() < count {
+        let piece = &mut bytes[..PIECE.min(count - values.len()) * size_of::<f32>()];
+        file.read_exact(piece)?;
+        values.extend(piece.as_chunks().0.iter().map(|&value| f32::from_le_bytes(value)));
+    }
+    Ok(values)
+}
+
+/// A thread that panicked ends the run anyway; what it left behind is whole.
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rows(first: f32, rows: usize) -> Result<Tensor> {
+        let values: Vec<f32> = (0..rows * 3).map(|i| first + i as f32).collect();
+        Ok(Tensor::from_vec(values, (rows, 3), &Device::Cpu)?)
+    }
+
+    /// Files in `folder` while slots of which `memory` bytes are held are filled and read again.
+    fn round_trip(memory: u64, folder: &Path) -> Result<usize> {
+        let keep = Keep { memory, folder: folder.to_owned() };
+        let kept = Activations::new(3, vec![4, 4, 1], 3, &keep, &Device::Cpu)?;
+        let slots = || (0..3).flat_map(|place| (0..3).map(move |chunk| (place, chunk)));
+        let value = |place, chunk| rows((place * 100 + chunk * 20) as f32, [4, 4, 1][chunk]);
+        for (place, chunk) in slots() {
+            kept.put(place, chunk, &value(place, chunk)?)?;
+        }
+        kept.put(1, 1, &rows(-7.5, 4)?)?;
+        for (place, chunk) in slots() {
+            let expected =
+                if (place, chunk) == (1, 1) { rows(-7.5, 4)? } else { value(place, chunk)? };
+            let found = kept.take(place, chunk)?;
+            assert_eq!(found.to_vec2::<f32>()?, expected.to_vec2::<f32>()?, "{place} {chunk}");
+        }
+        assert!(kept.put(0, 2, &rows(0.0, 4)?).is_err(), "a shape that does not fit");
+        Ok(std::fs::read_dir(folder).map_or(0, Iterator::count))
+    }
+
+    #[test]
+    fn slots_come_back_as_they_were_from_memory_and_from_the_file() -> Result<()> {
+        let folder = tempfile::tempdir().map_err(|e| Error::io("make", Path::new("folder"), e))?;
+        // Chunks are 48 bytes: none, four, and all of nine slots in memory.
+        for (memory, files) in [(0, 1), (4 * 48 + 47, 1), (9 * 48, 0), (u64::MAX, 0)] {
+            assert_eq!(round_trip(memory, folder.path())?, files, "{memory} bytes");
+            let left = std::fs::read_dir(folder.path()).map_or(0, Iterator::count);
+            assert_eq!(left, 0, "files left behind");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_slot_that_was_taken_and_a_folder_that_is_not_there_are_refused() -> Result<()> {
+        let keep = Keep { memory: u64::MAX, folder: "/nonexistent/folder".into() };
+        let kept = Activations::new(1, vec![2], 3, &keep, &Device::Cpu)?;
+        kept.put(0, 0, &rows(1.0, 2)?)?;
+        kept.take(0, 0)?;
+        assert!(matches!(kept.take(0, 0), Err(Error::Bug(_))));
+        let keep = Keep { memory: 0, ..keep };
+        match Activations::new(1, vec![2], 3, &keep, &Device::Cpu) {
+            Err(Error::Io { path, .. }) => assert_eq!(path, keep.folder),
+            other => panic!("{other:?}"),
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,198 @@
+//! The backward pass with one block in memory at a time.
+//!
+//! ```text
+//! forward:   x_0 ──► block 0 ──► x_1 ──► … ──► x_L ──► head ──► Σ loss     every x_l is kept
+//! backward:  g_L = ∂Σ loss / ∂x_L;   for l = L-1 .. 0:  compute block l again from x_l under autograd,
+//!            start its backward with g_(l+1), keep g_l in the place of x_l
+//! ```
+//!
+//! The objective is the sum over scored positions of the loss in nats, so a gradient is one token's,
+//! whatever the number of windows. In memory are the inputs of the blocks (beyond a limit in a file),
+//! one block's weights, and the graph of one chunk per thread. Weights get no gradient.
+
+use std::sync::{Mutex, PoisonError};
+
+use candle_core::{Device, Tensor, Var};
+use rayon::prelude::*;
+
+use super::activations::{Activations, Keep};
+use super::gradient_moments::{GradientMoments, InOrder, Watched};
+use super::sweep::{self, Scored, Sweep};
+use super::windows::Windows;
+use crate::arch::SourceModel;
+use crate::error::{Error, Result};
+use crate::model::{Block, Head, Observer, Unobserved};
+use crate::ops;
+use crate::progress::Progress;
+
+/// A loss on its way back through a model, block by block.
+#[derive(Debug)]
+pub struct Backward<'a> {
+    sweep: Sweep<'a>,
+    /// At place `l`, the input of block `l`, or the gradient there once block `l` is done with.
+    activations: Activations,
+    /// Blocks yet to be gone through.
+    layers: usize,
+    loss: f64,
+}
+
+impl<'a> Backward<'a> {
+    /// Runs `windows` through the model and its head, keeping what the way back needs.
+    ///
+    /// # Errors
+    /// Tensors that cannot be read; [`Error::NonFinite`] where the logits or the loss are not finite;
+    /// [`Error::Io`] where activations cannot be put aside; [`Error::Interrupted`].
+    pub fn new(
+        model: &'a SourceModel,
+        windows: &Windows,
+        device: &Device,
+        keep: &Keep,
+        progress: &dyn Progress,
+    ) -> Result<Self> {
+        let sweep = Sweep::new(model, windows.length(), device)?;
+        let chunks: Vec<&[u32]> = sweep::chunks(windows).collect();
+        let (layers, rows) = (sweep.layers(), chunks.iter().map(|ids| ids.len()).collect());
+        let activations = Activations::new(layers + 1, rows, model.spec.hidden, keep, device)?;
+        for (chunk, ids) in chunks.iter().enumerate() {
+            activations.put(0, chunk, &sweep.decoder.embed(ids)?)?;
+        }
+        for layer in 0..layers {
+            let block = sweep.decoder.block(layer)?;
+            side_by_side(chunks.len(), |chunk| {
+                let x = activations.get(layer, chunk)?;
+                let x = sweep.through(&block, &x, &mut Unobserved, progress)?;
+                activations.put(layer + 1, chunk, &x)
+            })?;
+        }
+        let head = sweep.decoder.head()?;
+        let losses: Vec<Vec<f64>> = (0..chunks.len())
+            .into_par_iter()
+            .map(|chunk| {
+                progress.check()?;
+                let x = activations.get(layers, chunk)?;
+                let (losses, gradient) = head_gradient(&head, &x, chunks[chunk], windows.length())?;
+                activations.put(layers, chunk, &gradient)?;
+                progress.advance(1);
+                Ok(losses)
+            })
+            .collect::<Result<_>>()?;
+        let scored = windows.count() * (windows.length() - 1);
+        let loss = losses.iter().flatten().sum::<f64>() / scored as f64;
+        if !loss.is_finite() {
+            let detail = format!("mean of {scored} losses");
+            return Err(Error::NonFinite { what: "the loss".into(), detail });
+        }
+        Ok(Self { sweep, activations, layers, loss })
+    }
+
+    /// Steps [`Progress`] is told of over the whole of a pass, there and back.
+    pub fn steps(model: &SourceModel, windows: &Windows) -> u64 {
+        (sweep::chunks(windows).len() * (2 * model.spec.layers.len() + 1)) as u64
+    }
+
+    /// Mean loss in nats per scored token.
+    pub fn loss(&self) -> f64 {
+        self.loss
+    }
+
+    /// Index of the block that [`retreat`](Self::retreat) goes back through next; `None` past the
+    /// first.
+    pub fn next_layer(&self) -> Option<usize> {
+        self.layers.checked_sub(1)
+    }
+
+    /// Goes back through the next block, chunk by chunk in order, for an observer to see it computed
+    /// again and the gradients it asks for. Returns the gradient moments of its sites.
+    ///
+    /// # Errors
+    /// What the block or the observer refuses; [`Error::NonFinite`] naming the site of a gradient;
+    /// [`Error::Io`]; [`Error::Interrupted`]. Past the first block it is a bug.
+    pub fn retreat(
+        &mut self,
+        observer: &mut dyn Observer,
+        progress: &dyn Progress,
+    ) -> Result<GradientMoments> {
+        let block = self.next_block()?;
+        let mut moments = InOrder::default();
+        for chunk in 0..self.activations.chunks() {
+            moments.add(chunk, self.back(&block, chunk, observer, progress)?)?;
+        }
+        self.layers -= 1;
+        Ok(moments.finish())
+    }
+
+    /// Goes back through the next block, chunks side by side. The result is the same as that of
+    /// [`retreat`](Self::retreat), bit for bit.
+    ///
+    /// # Errors
+    /// As [`retreat`](Self::retreat).
+    pub fn retreat_unobserved(&mut self, progress: &dyn Progress) -> Result<GradientMoments> {
+        let block = self.next_block()?;
+        let moments = Mutex::new(InOrder::default());
+        side_by_side(self.activations.chunks(), |chunk| {
+            let part = self.back(&block, chunk, &mut Unobserved, progress)?;
+            moments.lock().unwrap_or_else(PoisonError::into_inner).add(chunk, part)
+        })?;
+        self.layers -= 1;
+        Ok(moments.into_inner().unwrap_or_else(PoisonError::into_inner).finish())
+    }
+
+    /// The gradients at the output of the next block (past the first, at the embedded tokens), chunk
+    /// by chunk, each `[tokens, hidden]`.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn gradients(&self) -> impl Iterator<Item = Result<Tensor>> {
+        (0..self.activations.chunks()).map(|chunk| self.activations.get(self.layers, chunk))
+    }
+
+    fn next_block(&self) -> Result<Block> {
+        let layer = self.next_layer();
+        self.sweep.decoder.block(layer.ok_or_else(|| Error::Bug("no block is left".into()))?)
+    }
+
+    /// One chunk back through `block`; its graph ends with the call.
+    fn back(
+        &self,
+        block: &Block,
+        chunk: usize,
+        observer: &mut dyn Observer,
+        progress: &dyn Progress,
+    ) -> Result<GradientMoments> {
+        let layer = block.layer();
+        let x = Var::from_tensor(&self.activations.take(layer, chunk)?)?;
+        let above = self.activations.take(layer + 1, chunk)?;
+        let mut watched = Watched::new(observer, self.sweep.decoder.device());
+        let y = self.sweep.through(block, &x, &mut watched, progress)?;
+        let gradient = ops::upstream(&y, &above)?.backward()?.remove(&x);
+        let gradient = gradient
+            .ok_or_else(|| Error::Bug(format!("block {layer} does not depend on its input")))?;
+        self.activations.put(layer, chunk, &gradient)?;
+        watched.moments()
+    }
+}
+
+/// Calls `work(chunk)` for every chunk, a chunk on each thread, in order as threads come free: one
+/// thread never has two chunks in hand.
+fn side_by_side(chunks: usize, work: impl Fn(usize) -> Result<()> + Sync + Send) -> Result<()> {
+    (0..chunks).par_bridge().try_for_each(work)
+}
+
+/// The summed loss of every window of a chunk of the stream, and its gradient, `[tokens, hidden]`.
+fn head_gradient(
+    head: &Head,
+    x: &Tensor,
+    ids: &[u32],
+    length: usize,
+) -> Result<(Vec<f64>, Tensor)> {
+    let mut losses = Vec::with_capacity(ids.len());
+    // Rows that predict nothing have none.
+    let mut gradient = x.zeros_like()?;
+    for Scored { rows, targets } in Scored::groups(ids, length, x.device())? {
+        let (loss, part) = head.losses_and_gradient(&x.index_select(&rows, 0)?, &targets)?;
+        losses.extend(loss.to_vec1::<f32>()?);
+        gradient = gradient.index_add(&rows, &part, 0)?;
+    }
+    let windows = losses.chunks(length - 1);
+    Ok((windows.map(|window| window.iter().map(|&l| f64::from(l)).sum()).collect(), gradient))
+}

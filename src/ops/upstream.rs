@@ -1,0 +1,45 @@
+//! Where a backward pass begins in the middle of a model: the gradient that arrives from above.
+//!
+//! ```text
+//! s = 0, a scalar
+//! gradient:  dy = upstream, whatever ds is
+//! y, upstream  one shape, f32    ->    s  a scalar
+//! ```
+//!
+//! `s` stands for the loss, whose gradient at `y` is known and whose value nobody asks for.
+
+use candle_core::{CpuStorage, CustomOp1, DType, Layout, Shape, Tensor};
+
+use super::operand;
+use crate::error::Result;
+
+const OP: &str = "upstream";
+
+/// A scalar whose `backward` starts with `upstream` at `y`.
+///
+/// # Errors
+/// What does not fit is [`Error::Bug`](crate::error::Error::Bug).
+pub fn upstream(y: &Tensor, upstream: &Tensor) -> Result<Tensor> {
+    operand::expect(OP, "y", y, DType::F32)?;
+    operand::expect(OP, "upstream", upstream, DType::F32)?;
+    operand::expect_dims(OP, "upstream", upstream, y.dims())?;
+    Ok(y.apply_op1(Upstream { gradient: upstream.clone() })?)
+}
+
+struct Upstream {
+    gradient: Tensor,
+}
+
+impl CustomOp1 for Upstream {
+    fn name(&self) -> &'static str {
+        OP
+    }
+
+    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
+        Ok((CpuStorage::F32(vec![0.0]), Shape::from(())))
+    }
+
+    fn bwd(&self, _: &Tensor, _: &Tensor, _: &Tensor) -> candle_core::Result<Option<Tensor>> {
+        Ok(Some(self.gradient.clone()))
+    }
+}
