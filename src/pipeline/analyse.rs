@@ -58,11 +58,16 @@ pub fn analyse(
         let analysed = layers.iter().map(Vec::len).sum::<usize>();
         context.progress.begin("measuring", steps + analysed as u64);
         let mut statistics = Statistics::new(model, windows, job.folder(), context)?;
+        let taken = taken_sites(model, context);
         let wanted: Vec<bool> = layers.iter().map(|todo| !todo.is_empty()).collect();
         for layer in statistics.order(&wanted) {
             let todo = &layers[layer];
-            let mut sites: Vec<&Site> = todo.iter().flat_map(|todo| &todo.unit.sites).collect();
-            sites.dedup_by_key(|site| &site.name);
+            // All that would be measured in a fresh run, for which side of a port is measured depends
+            // on who reads it, and with it the last bit.
+            let sites: Vec<&Site> = match todo.is_empty() {
+                true => Vec::new(),
+                false => taken.iter().filter(|site| site.layer == layer).collect(),
+            };
             let stats = statistics.of_layer(&sites, context)?;
             analyse_layer(model, todo, &stats, job, context)?;
         }
@@ -93,6 +98,12 @@ impl<'a> Todo<'a> {
         }
         layers
     }
+}
+
+/// The sites of every unit that some pass takes.
+fn taken_sites(model: &SourceModel, context: Context<'_>) -> Vec<Site> {
+    let taken = |unit: &Unit| context.passes.iter().any(|pass| pass.takes(unit));
+    model.units().into_iter().filter(taken).flat_map(|unit| unit.sites).collect()
 }
 
 /// Makes and stores the analyses of one layer.
