@@ -73,18 +73,22 @@ impl Pass for Lord {
         let stats = stats
             .get(&site.name)
             .ok_or_else(|| Error::Bug(format!("`{}` was not measured", site.name)))?;
-        let weight = weights.weight(site)?;
         let bias = weights.bias(site)?;
         let scale = match &stats.importance {
             Importance::Channels(squares) if !self.options.paper => channel_scale(squares),
             _ => None,
         };
-        let found = principal_directions(site, &weight, bias.as_ref(), stats, scale.as_deref())?;
-        let losses = losses(&found, &stats.importance, scale.is_some())?;
-        // No offer takes more columns than this, whatever its multiple.
+        // No offer takes more columns than this, whatever its multiple. Pricing directions that gradients
+        // had no part in takes all of them.
         let kept = ranks(site, 1).last().unwrap_or(0);
+        let priced = scale.is_none() && matches!(stats.importance, Importance::Channels(_));
+        let wanted = if priced { usize::MAX } else { kept };
+        let weight = || weights.weight(site);
+        let found =
+            principal_directions(site, &weight, bias.as_ref(), stats, scale.as_deref(), wanted)?;
+        let losses = losses(&found, &stats.importance, scale.is_some())?;
         let basis = found.vectors.narrow(1, 0, kept)?.to_dtype(DType::F32)?;
-        let device = weight.device();
+        let device = found.vectors.device();
         let mut analysis = Analysis::repaired(found.repairs)
             .with("losses", Tensor::new(losses, device)?)
             .with("basis", basis);
@@ -127,8 +131,9 @@ impl Pass for Lord {
             false => (basis.contiguous()?, basis.t()?),
         };
         let p = p.contiguous()?;
-        let weight = weights.weight(site)?;
-        let v = p.matmul(&weight)?;
+        // The product is rounded to the checkpoint's dtype; f32 is enough for it, and twice as fast.
+        let weight = weights.dense(site)?;
+        let v = p.to_dtype(DType::F32)?.matmul(&weight)?;
         let mut output = UnitOutput::new();
         if let Some(bias) = weights.bias(site)? {
             // b' = μ - u p (μ - b)
@@ -138,7 +143,7 @@ impl Pass for Lord {
             let centred = (&mean - kept)?.to_dtype(DType::F32)?;
             output.insert(format!("{}.bias", site.name), centred);
         }
-        output.insert(format!("{}.v.weight", site.name), v.to_dtype(DType::F32)?);
+        output.insert(format!("{}.v.weight", site.name), v);
         output.insert(format!("{}.u.weight", site.name), u.to_dtype(DType::F32)?);
         Ok(output)
     }
@@ -179,7 +184,7 @@ fn losses(found: &Directions, importance: &Importance, scaled: bool) -> Result<V
 pub(crate) struct Directions {
     /// Energy per token along each direction, largest first, none negative.
     pub(crate) energies: Vec<f64>,
-    /// `[m, min(m, n)]` or `[m, m]` f64, orthonormal columns in the same order.
+    /// `[m, k]` f64, orthonormal columns in the same order, as many as were wanted or there are.
     pub(crate) vectors: Tensor,
     /// `E[y] [m]` f64 where the linear has a bias.
     pub(crate) mean: Option<Tensor>,
@@ -188,47 +193,56 @@ pub(crate) struct Directions {
 }
 
 /// Principal directions of `S y`, `y = W x + b`, over the calibration tokens, about the mean where
-/// there is a bias and about zero where there is none. `scale [m]` is the diagonal of `S`.
+/// there is a bias and about zero where there is none; the energies of all of them, the vectors of
+/// the first `wanted`. `scale [m]` is the diagonal of `S`. The weight is read only where the moment
+/// of the outputs is not at hand.
 pub(crate) fn principal_directions(
     site: &Site,
-    weight: &Tensor,
+    weight: &dyn Fn() -> Result<Tensor>,
     bias: Option<&Tensor>,
     stats: &SiteStats,
     scale: Option<&[f64]>,
+    wanted: usize,
 ) -> Result<Directions> {
-    let (m, n) = weight.dims2()?;
+    let (m, n) = (site.out_features, site.in_features);
     let (moment, name) = (&stats.moment, site.name.as_str());
     let centred = bias.is_some();
-    let mean = match (bias, stats.side) {
-        (None, _) => None,
-        (Some(_), Side::Output) => Some(moment.mean(name)?),
-        (Some(b), Side::Input) => {
-            let x = moment.mean(name)?.unsqueeze(1)?;
-            Some((weight.matmul(&x)?.squeeze(1)? + b)?)
+    let mut mean = None;
+    if let (Some(_), Side::Output) = (bias, stats.side) {
+        mean = Some(moment.mean(name)?);
+    }
+    let scaled_rows = |t: Tensor| match scale {
+        Some(scale) => {
+            let scale = Tensor::from_slice(scale, (m, 1), t.device())?;
+            Ok::<_, Error>(t.broadcast_mul(&scale)?)
         }
+        None => Ok(t),
     };
-    let scale = scale.map(|s| Tensor::from_slice(s, (m, 1), weight.device())).transpose()?;
-    let scaled_rows = |t: &Tensor| match &scale {
-        Some(scale) => t.broadcast_mul(scale),
-        None => Ok(t.clone()),
-    };
-    let weight = scaled_rows(weight)?;
     let (mut energies, vectors) = match stats.side {
         Side::Output => {
-            let half = scaled_rows(&moment.second(centred, name)?)?;
-            let eigen = linalg::eigh(&scaled_rows(&half.t()?.contiguous()?)?, name)?;
-            (eigen.values, eigen.vectors)
-        }
-        Side::Input if m <= n => {
-            let second = moment.second(centred, name)?;
-            let c = weight.matmul(&second)?.matmul(&weight.t()?)?;
-            let eigen = linalg::eigh(&c, name)?;
+            let half = scaled_rows(moment.second(centred, name)?)?;
+            let eigen = linalg::eigh(&scaled_rows(half.t()?.contiguous()?)?, name)?;
             (eigen.values, eigen.vectors)
         }
         Side::Input => {
-            let p = weight.matmul(&moment.root(centred, name)?)?;
-            let eigen = linalg::eigh(&p.t()?.matmul(&p)?, name)?;
-            (eigen.values, linalg::orthonormalise(&p.matmul(&eigen.vectors)?, name)?)
+            let weight = weight()?;
+            if let Some(b) = bias {
+                let x = moment.mean(name)?.unsqueeze(1)?;
+                mean = Some((weight.matmul(&x)?.squeeze(1)? + b)?);
+            }
+            let weight = scaled_rows(weight)?;
+            if m <= n {
+                let second = moment.second(centred, name)?;
+                let c = weight.matmul(&second)?.matmul(&weight.t()?)?;
+                let eigen = linalg::eigh(&c, name)?;
+                (eigen.values, eigen.vectors)
+            } else {
+                let p = weight.matmul(&moment.root(centred, name)?)?;
+                let eigen = linalg::eigh(&p.t()?.matmul(&p)?, name)?;
+                // Columns of P V are orthogonal but for rounding, and nested: the first are enough.
+                let leading = eigen.vectors.narrow(1, 0, wanted.min(n))?.contiguous()?;
+                (eigen.values, linalg::orthonormalise(&p.matmul(&leading)?, name)?)
+            }
         }
     };
     let threshold = -ROUNDING * energies.first().copied().unwrap_or(0.0);
@@ -319,8 +333,15 @@ mod tests {
             let y = wide(&x).matmul(&w.t().unwrap()).unwrap();
             let outputs = y.to_dtype(DType::F32).unwrap();
             for stats in [stats(Side::Input, &x), stats(Side::Output, &outputs)] {
-                let found =
-                    principal_directions(&site(m, n, false), &w, None, &stats, None).unwrap();
+                let found = principal_directions(
+                    &site(m, n, false),
+                    &|| Ok(w.clone()),
+                    None,
+                    &stats,
+                    None,
+                    m,
+                )
+                .unwrap();
                 let total: f64 = found.energies.iter().sum();
                 for r in [1, m / 8, m / 2, m.min(n), m] {
                     let r = r.clamp(1, found.vectors.dim(1).unwrap());
@@ -343,7 +364,9 @@ mod tests {
         let (w, x) = (wide(&random((m, n), 3)), inputs(n, 8));
         let y = wide(&x).matmul(&w.t().unwrap()).unwrap();
         let stats = stats(Side::Input, &x);
-        let found = principal_directions(&site(m, n, false), &w, None, &stats, None).unwrap();
+        let found =
+            principal_directions(&site(m, n, false), &|| Ok(w.clone()), None, &stats, None, m)
+                .unwrap();
         // Whitening: the truncated SVD of W L, with L Lᵀ the second moment, spans the same space.
         let white = w.matmul(&stats.moment.root(false, "x").unwrap()).unwrap();
         let whitened = linalg::svd(&white, "white").unwrap().u;

@@ -98,12 +98,20 @@ impl<'a> Weights<'a> {
         Self { checkpoint, device }
     }
 
-    /// The weight `[out, in]` f64 of `site`, factors multiplied out.
+    /// The weight `[out, in]` f32 of `site`, factors multiplied out.
     ///
     /// # Errors
     /// A tensor that cannot be read or is not finite.
+    pub fn dense(&self, site: &Site) -> Result<Tensor> {
+        dense_weight(self.checkpoint, site, self.device)
+    }
+
+    /// The same in f64.
+    ///
+    /// # Errors
+    /// As [`dense`](Self::dense).
     pub fn weight(&self, site: &Site) -> Result<Tensor> {
-        Ok(dense_weight(self.checkpoint, site, self.device)?.to_dtype(candle_core::DType::F64)?)
+        Ok(self.dense(site)?.to_dtype(candle_core::DType::F64)?)
     }
 
     /// The bias `[out]` f64, where the site has one.

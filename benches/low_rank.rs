@@ -1,0 +1,114 @@
+//! Gram, decomposition and factors of single layers, for `scripts/compare_low_rank.py`, which gives
+//! the data and runs the straightforward pipeline in `PyTorch` beside it.
+//!
+//! `cargo bench --bench low_rank -- FOLDER RANK ROUNDS` reads `FOLDER/model.safetensors` with
+//! `NAME.weight [m, n]` f32 and `NAME.x [tokens, n]` f32 for each NAME, and prints one JSON object per
+//! layer: the least seconds of each step over the rounds, and how far the energy that the factors
+//! lose on `x` is from what the spectrum foretold, as a share of all energy.
+
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a bench may panic and prints")]
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use bantam::arch::{Port, Role, Site, Storage, Unit};
+use bantam::checkpoint::{Checkpoint, Dtype};
+use bantam::measure::{Importance, SecondMoment, Side, SiteStats};
+use bantam::passes::{Analysis, Lord, Pass, PassOptions, UnitStats, Weights};
+use bantam::plan::Offer;
+use candle_core::{DType, Device, Tensor};
+
+/// Tokens that are taken into a moment at a time, as measure does.
+const CHUNK: usize = 1024;
+
+fn main() {
+    let mut arguments = std::env::args().skip(1).filter(|a| !a.starts_with("--"));
+    let Some(folder) = arguments.next() else {
+        // `cargo test --benches` runs this with no data: there is nothing to measure.
+        return;
+    };
+    let rank: usize = arguments.next().unwrap().parse().unwrap();
+    let rounds: usize = arguments.next().unwrap().parse().unwrap();
+    let checkpoint = Checkpoint::open(folder.as_ref()).unwrap();
+    let names = checkpoint.tensors().filter_map(|t| t.name.strip_suffix(".weight"));
+    for name in names.map(str::to_owned).collect::<Vec<_>>() {
+        println!("{}", layer(&checkpoint, &name, rank, rounds));
+    }
+}
+
+fn layer(checkpoint: &Checkpoint, name: &str, rank: usize, rounds: usize) -> serde_json::Value {
+    let device = Device::Cpu;
+    let load = |name: &str| bantam::model::load_tensor(checkpoint, name, &device).unwrap();
+    let (weight, x) = (load(&format!("{name}.weight")), load(&format!("{name}.x")));
+    let (m, n) = weight.dims2().unwrap();
+    let unit = Unit { sites: vec![site(name, m, n)] };
+    // The smaller side, as measure chooses it; outputs are at hand in the forward pass.
+    let y = x.matmul(&weight.t().unwrap()).unwrap();
+    let (side, rows) = if m < n { (Side::Output, &y) } else { (Side::Input, &x) };
+    let pass = Lord::new(PassOptions { rank_multiple: 1, paper: true });
+    let weights = Weights::new(checkpoint, &device);
+    let chosen = Offer { bytes: 0, expected_loss: 0.0, storages: vec![Storage::LowRank { rank }] };
+    let mut least = [f64::INFINITY; 3];
+    let mut gap = 0.0;
+    for _ in 0..rounds {
+        let started = Instant::now();
+        let mut moment = SecondMoment::new(rows.dim(1).unwrap(), &device).unwrap();
+        for first in (0..rows.dim(0).unwrap()).step_by(CHUNK) {
+            let count = CHUNK.min(rows.dim(0).unwrap() - first);
+            moment.add(&rows.narrow(0, first, count).unwrap()).unwrap();
+        }
+        let gram = started.elapsed().as_secs_f64();
+        let stats =
+            SiteStats { side, moment: Arc::new(moment), importance: Importance::Share(1.0) };
+        let stats = UnitStats::from([(name.to_owned(), stats)]);
+        let started = Instant::now();
+        let analysis = pass.analyse(&unit, &weights, &stats).unwrap();
+        let decomposition = started.elapsed().as_secs_f64();
+        let started = Instant::now();
+        let output = pass.apply(&unit, &weights, &analysis, &chosen).unwrap();
+        let factors = started.elapsed().as_secs_f64();
+        for (least, seconds) in least.iter_mut().zip([gram, decomposition, factors]) {
+            *least = least.min(seconds);
+        }
+        let [u, v] = ["u", "v"].map(|part| &output[&format!("{name}.{part}.weight")]);
+        gap = identity_gap(&x, &y, u, v, &analysis, rank);
+    }
+    serde_json::json!({
+        "layer": name, "shape": [m, n], "rank": rank,
+        "gram": least[0], "decomposition": least[1], "factors": least[2],
+        "identity_gap": gap,
+    })
+}
+
+/// `| |y - u v x|² / |y|² - tail share |`.
+fn identity_gap(
+    x: &Tensor,
+    y: &Tensor,
+    u: &Tensor,
+    v: &Tensor,
+    analysis: &Analysis,
+    rank: usize,
+) -> f64 {
+    let wide = |t: &Tensor| t.to_dtype(DType::F64).unwrap();
+    let (x, y, u, v) = (wide(x), wide(y), wide(u), wide(v));
+    let kept = x.matmul(&v.t().unwrap()).unwrap().matmul(&u.t().unwrap()).unwrap();
+    let energy = |t: &Tensor| t.sqr().unwrap().sum_all().unwrap().to_scalar::<f64>().unwrap();
+    let lost = energy(&(&y - kept).unwrap()) / energy(&y);
+    // The share is 1, so losses are shares of the energy.
+    (lost - analysis.numbers("losses").unwrap()[rank]).abs()
+}
+
+fn site(name: &str, m: usize, n: usize) -> Site {
+    Site {
+        name: name.to_owned(),
+        role: Role::MlpUp,
+        layer: 0,
+        out_features: m,
+        in_features: n,
+        bias: false,
+        dtype: Dtype::F32,
+        bias_dtype: None,
+        port: Port::MlpIn,
+        storage: Storage::Dense,
+    }
+}
