@@ -110,15 +110,35 @@ fn the_config_gains_one_key_and_side_files_are_copied() {
     assert!(!added["sites"].as_object().unwrap().is_empty(), "{added:#}");
 }
 
-/// Threads take chunks in any order; sums must not show it.
+/// Threads take chunks in any order, and activations wait in memory or in a file; neither shows in a
+/// single bit, of the weights or of what the manifest says they cost.
 #[test]
 fn the_same_command_gives_the_same_bytes() {
     let root = tempfile::tempdir().unwrap();
     let model = two_layers(root.path());
-    let [one, two] = ["one", "two"].map(|name| root.path().join(name));
-    pycode(&model, &one).args("--keep 0.6").env("RAYON_NUM_THREADS", "1").run().ok();
-    pycode(&model, &two).args("--keep 0.6").env("RAYON_NUM_THREADS", "3").run().ok();
-    assert_eq!(first_difference(&one, &two), None);
+    let made = |name: &str, threads: &str, arguments: &str| {
+        let out = root.path().join(name);
+        let command = lord(&model, &fixture("pycode.calib.txt"), &out).args(arguments);
+        // Three chunks and a part of one.
+        let command = command.args("--windows 52 --window 64 --keep 0.6");
+        command.env("RAYON_NUM_THREADS", threads).run().ok();
+        out
+    };
+    for (method, arguments) in [("lord", ""), ("both", "--method lord --method welore")] {
+        let first = made(method, "1", arguments);
+        for (threads, more) in [("1", ""), ("2", ""), ("3", "--activation-memory 1MB")] {
+            let again =
+                made(&format!("{method}-{threads}"), threads, &format!("{arguments} {more}"));
+            assert_eq!(
+                first_difference(&first, &again),
+                None,
+                "{method}, {threads} threads {more}"
+            );
+            fs::remove_dir_all(again).unwrap();
+        }
+    }
+    let without = ["1", "2"].map(|threads| made(threads, threads, "--no-gradients"));
+    assert_eq!(first_difference(&without[0], &without[1]), None);
 }
 
 #[test]
