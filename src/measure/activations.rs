@@ -55,9 +55,10 @@ impl Activations {
     ) -> Result<Self> {
         let count = places * rows.len();
         let largest = rows.iter().max().map_or(0, |rows| (rows * width * size_of::<f32>()) as u64);
-        let held = keep.memory.checked_div(largest).map_or(count, |n| {
-            usize::try_from(n).map_or(count, |n| n.min(count))
-        });
+        let held = keep
+            .memory
+            .checked_div(largest)
+            .map_or(count, |n| usize::try_from(n).map_or(count, |n| n.min(count)));
         let spilled = count - held;
         let spill = (spilled > 0).then(|| Spill::new(&keep.folder)).transpose()?;
         let slots = (0..count).map(|_| Mutex::new(None)).collect();
@@ -208,7 +209,8 @@ mod tests {
         }
         kept.put(1, 1, &rows(-7.5, 4)?)?;
         for (place, chunk) in slots() {
-            let expected = if (place, chunk) == (1, 1) { rows(-7.5, 4)? } else { value(place, chunk)? };
+            let expected =
+                if (place, chunk) == (1, 1) { rows(-7.5, 4)? } else { value(place, chunk)? };
             let found = kept.take(place, chunk)?;
             assert_eq!(found.to_vec2::<f32>()?, expected.to_vec2::<f32>()?, "{place} {chunk}");
         }

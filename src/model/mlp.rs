@@ -2,8 +2,8 @@
 
 use candle_core::{D, Device, Tensor};
 
-use super::{GradientSinks, Observer};
 use super::linear::{Linear, load_tensor};
+use super::{GradientSinks, Observer};
 use crate::arch::{MlpSpec, ModelSpec, Port, Site};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};

@@ -57,11 +57,7 @@ pub fn cross_entropy(logits: &Tensor, targets: &Tensor) -> Result<Tensor> {
 ///
 /// # Errors
 /// What does not fit is [`Error::Bug`].
-pub fn cross_entropy_gradient(
-    logits: &Tensor,
-    targets: &Tensor,
-    dloss: &Tensor,
-) -> Result<Tensor> {
+pub fn cross_entropy_gradient(logits: &Tensor, targets: &Tensor, dloss: &Tensor) -> Result<Tensor> {
     operand::expect(OP, "logits", logits, DType::F32)?;
     operand::expect(OP, "targets", targets, DType::U32)?;
     operand::expect(OP, "dloss", dloss, DType::F32)?;

@@ -36,11 +36,7 @@ impl CustomOp1 for HeadsFirst {
         OP
     }
 
-    fn cpu_fwd(
-        &self,
-        x: &CpuStorage,
-        layout: &Layout,
-    ) -> candle_core::Result<(CpuStorage, Shape)> {
+    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
         let (b, t, h, d) = layout.shape().dims4()?;
         let x = operand::elements::<f32>(x, layout)?;
         let mut y = vec![0.0; x.len()];

@@ -35,11 +35,7 @@ impl CustomOp1 for Renormalise {
         OP
     }
 
-    fn cpu_fwd(
-        &self,
-        x: &CpuStorage,
-        layout: &Layout,
-    ) -> candle_core::Result<(CpuStorage, Shape)> {
+    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
         let k = layout.shape().dims2()?.1;
         let mut y = operand::elements::<f32>(x, layout)?.to_vec();
         for row in y.chunks_exact_mut(k) {
