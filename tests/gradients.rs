@@ -44,8 +44,8 @@ fn backward<'a>(model: &'a SourceModel, windows: &Windows, keep: &Keep) -> Backw
     Backward::new(model, windows, &DEVICE, keep, &Silent).unwrap()
 }
 
-/// Moments of every layer, last first, and the gradients at the output of the head's input, of every
-/// block's input in turn.
+/// Moments of every layer, last first, and the gradients at the head's input and at every block's,
+/// last first.
 fn all_the_way(mut pass: Backward<'_>) -> (Vec<GradientMoments>, Vec<Vec<f32>>) {
     let flat = |pass: &Backward<'_>| {
         pass.gradients().flat_map(|chunk| values(&chunk.unwrap())).collect::<Vec<_>>()

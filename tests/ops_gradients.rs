@@ -6,6 +6,7 @@
 #[path = "support/numbers.rs"]
 mod numbers;
 
+use std::slice::from_ref;
 use std::sync::{Arc, Mutex};
 
 use bantam::ops::{self, GradientSink, GradientSinks};
@@ -73,8 +74,8 @@ fn of_linear() {
         let none = GradientSinks::default;
         let what = format!("[{t}, {n}] · [{n}, {m}]");
         let product = |x: &[Tensor]| x[0].matmul(&w.to_dtype(x[0].dtype())?.t()?);
-        check(&what, &[x.clone()], &|x| ops::linear(&x[0], &w, None, none()), &product);
-        check(&what, &[x.clone()], &|x| ops::linear(&x[0], &w, Some(&bias), none()), &product);
+        check(&what, from_ref(&x), &|x| ops::linear(&x[0], &w, None, none()), &product);
+        check(&what, from_ref(&x), &|x| ops::linear(&x[0], &w, Some(&bias), none()), &product);
         let y = ops::linear(&x, &w, Some(&bias), none()).unwrap();
         let plain = x.matmul(&w.t().unwrap()).unwrap().broadcast_add(&bias).unwrap();
         assert_eq!(bits(&y), bits(&plain), "{what}");
@@ -149,7 +150,7 @@ fn of_rope() {
             Tensor::cat(&parts, 3)?.transpose(1, 2)
         };
         let what = format!("{:?}", (b, t, h, d, w));
-        check(&what, &[x.clone()], &|x| ops::rope(&x[0], &cos, &sin), &plain);
+        check(&what, from_ref(&x), &|x| ops::rope(&x[0], &cos, &sin), &plain);
         let plain = |x: &[Tensor]| x[0].transpose(1, 2);
         check(&what, &[x], &|x| ops::heads_first(&x[0]), &plain);
     }
@@ -292,8 +293,8 @@ fn of_per_part() {
         Tensor::cat(&parts.collect::<candle_core::Result<Vec<_>>>()?, 0)
     };
     let op = |x: &[Tensor]| ops::per_part(&x[0], &sizes, |part, rows| Ok(power(part, rows)?));
-    check("powers", &[x.clone()], &op, &plain);
-    assert_eq!(bits(&op(&[x.clone()]).unwrap()), bits(&plain(&[x]).unwrap()));
+    check("powers", from_ref(&x), &op, &plain);
+    assert_eq!(bits(&op(from_ref(&x)).unwrap()), bits(&plain(&[x]).unwrap()));
 }
 
 #[test]
