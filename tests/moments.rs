@@ -116,19 +116,24 @@ fn gram_of_nothing_adds_nothing() {
 }
 
 #[test]
-fn column_sum_is_exact_to_f64() {
+fn column_sums_are_exact_to_f64() {
     let mut random = Random(12);
     for (t, n) in [(1, 1), (3, 33), (255, 2), (257, 31), (1000, 129)] {
         let x = random.vec(t * n, 2.0);
-        let mut exact = vec![5.0; n];
+        let (mut sums, mut squares) = (vec![5.0; n], vec![5.0; n]);
         for row in x.chunks(n) {
-            exact.iter_mut().zip(row).for_each(|(sum, &v)| *sum += f64::from(v));
+            sums.iter_mut().zip(row).for_each(|(sum, &v)| *sum += f64::from(v));
+            squares.iter_mut().zip(row).for_each(|(sum, &v)| *sum += f64::from(v).powi(2));
         }
         let x = shifted(&tensor(&x, &[t, n]));
-        let master = (zeros(&[n]) + 5.0).unwrap();
-        ops::column_sum(&master, &x).unwrap();
-        for (found, exact) in values_f64(&master).iter().zip(&exact) {
-            assert!((found - exact).abs() < 1e-11, "[{t}, {n}]: {found} instead of {exact}");
+        let masters = [(zeros(&[n]) + 5.0).unwrap(), (zeros(&[n]) + 5.0).unwrap()];
+        ops::column_sum(&masters[0], &x).unwrap();
+        ops::column_squares(&masters[1], &x).unwrap();
+        for (master, exact) in masters.iter().zip([sums, squares]) {
+            for (found, exact) in values_f64(master).iter().zip(&exact) {
+                let error = (found - exact).abs() / exact.abs().max(1.0);
+                assert!(error < 1e-12, "[{t}, {n}]: {found} instead of {exact}");
+            }
         }
     }
 }

@@ -85,13 +85,11 @@ impl Activations {
             return Err(Error::Bug(format!("{:?} put into a slot of {slot:?}", x.dims())));
         }
         let x = x.detach().to_device(&Device::Cpu)?;
-        match self.in_file(place, chunk) {
-            Some((spill, at)) => spill.write(at, &x.flatten_all()?.to_vec1::<f32>()?),
-            None => {
-                *lock(self.slot(place, chunk)) = Some(x);
-                Ok(())
-            }
+        if let Some((spill, at)) = self.in_file(place, chunk) {
+            return spill.write(at, &x.flatten_all()?.to_vec1::<f32>()?);
         }
+        *lock(self.slot(place, chunk)) = Some(x);
+        Ok(())
     }
 
     /// What a slot holds.

@@ -9,6 +9,10 @@
 //! The objective is the sum over scored positions of the loss in nats, so a gradient is one token's,
 //! whatever the number of windows. In memory are the inputs of the blocks (beyond a limit in a file),
 //! one block's weights, and the graph of one chunk per thread. Weights get no gradient.
+//!
+//! Autograd adds gradients up with candle's own elementwise sums. Chunks side by side want
+//! `CANDLE_NUM_THREADS=1`, as the program sets it: the pool behind those sums takes one caller at a
+//! time and spins.
 
 use std::sync::{Mutex, PoisonError};
 

@@ -209,6 +209,7 @@ impl InplaceOp1 for Symmetrise {
 }
 
 /// What is summed of a column.
+#[derive(Clone, Copy)]
 enum Columns {
     Sum,
     Squares,

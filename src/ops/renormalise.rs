@@ -40,7 +40,9 @@ impl CustomOp1 for Renormalise {
         let mut y = operand::elements::<f32>(x, layout)?.to_vec();
         for row in y.chunks_exact_mut(k) {
             let total: f32 = row.iter().sum();
-            row.iter_mut().for_each(|y| *y /= total);
+            for y in row {
+                *y /= total;
+            }
         }
         Ok((CpuStorage::F32(y), layout.shape().clone()))
     }
@@ -75,7 +77,9 @@ impl CustomOp3 for RenormaliseGradient {
         for ((x, y), dx) in rows.zip(dx.chunks_exact_mut(k)) {
             let total: f32 = x.iter().sum();
             let mean: f32 = dx.iter().zip(y).map(|(dy, y)| dy * y).sum();
-            dx.iter_mut().for_each(|dx| *dx = (*dx - mean) / total);
+            for dx in dx {
+                *dx = (*dx - mean) / total;
+            }
         }
         Ok((CpuStorage::F32(dx), x_layout.shape().clone()))
     }

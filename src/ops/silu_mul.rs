@@ -135,9 +135,12 @@ impl Kernel for Gradients<'_> {
         let inputs = self.gate.iter().zip(self.up).zip(self.dy);
         let outputs = self.dgate.iter_mut().zip(self.dup);
         for (((&gate, &up), &dy), (dgate, dup)) in inputs.zip(outputs) {
-            let s = 1.0 / (1.0 + lanes::exp(-gate));
+            let e = lanes::exp(-gate);
+            let s = 1.0 / (1.0 + e);
+            // 1 - s: the difference loses its digits near s = 1, the product its range near s = 0.
+            let rest = if e > 1.0 { 1.0 - s } else { e * s };
             let silu = gate * s;
-            *dgate = (dy * up) * (s + silu * (1.0 - s));
+            *dgate = (dy * up) * (s + silu * rest);
             *dup = dy * silu;
         }
     }
