@@ -238,10 +238,14 @@ pub(crate) fn principal_directions(
                 (eigen.values, eigen.vectors)
             } else {
                 let p = weight.matmul(&moment.root(centred, name)?)?;
+                // Each of these is as large as the weight: none is held longer than it is needed.
+                drop(weight);
                 let eigen = linalg::eigh(&p.t()?.matmul(&p)?, name)?;
                 // Columns of P V are orthogonal but for rounding, and nested: the first are enough.
                 let leading = eigen.vectors.narrow(1, 0, wanted.min(n))?.contiguous()?;
-                (eigen.values, linalg::orthonormalise(&p.matmul(&leading)?, name)?)
+                let spanning = p.matmul(&leading)?;
+                drop(p);
+                (eigen.values, linalg::orthonormalise(&spanning, name)?)
             }
         }
     };
