@@ -53,6 +53,10 @@ impl<'a> Keys<'a> {
         }
     }
 
+    pub(super) fn positive_or(&self, key: &str, default: f64) -> Result<f64> {
+        if self.value(key).is_some() { self.positive(key) } else { Ok(default) }
+    }
+
     pub(super) fn boolean(&self, key: &str) -> Result<Option<bool>> {
         Ok(self.config.bool(&self.path(key))?)
     }
