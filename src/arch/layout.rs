@@ -166,11 +166,22 @@ impl Finder<'_> {
                 found: "missing".into(),
             });
         }
+        let first = self.sites.len();
         for (linear, rows) in parts {
             let module = module.to_owned();
             self.push(linear, Some(Part { module, rows, total, fused: !dissolved }))?;
         }
-        Ok(())
+        // One tensor had one dtype, and has to have it again when the parts are folded.
+        let dtypes = |site: &Site| (site.dtype, site.bias_dtype);
+        match self.sites[first..].iter().find(|s| dtypes(s) != dtypes(&self.sites[first])) {
+            None => Ok(()),
+            Some(other) => Err(Error::TensorMismatch {
+                tensor: other.name.clone(),
+                file: self.checkpoint.root().to_owned(),
+                expected: format!("{:?} as in the other parts", dtypes(&self.sites[first])),
+                found: format!("{:?}", dtypes(other)),
+            }),
+        }
     }
 
     fn push(&mut self, linear: Linear, part: Option<Part>) -> Result<()> {
