@@ -149,11 +149,7 @@ impl Finder<'_> {
 
     /// Linears that share the tensors of `module`, which hold all of them or, where `config.json`
     /// declares them, none.
-    fn parts(
-        &mut self,
-        module: &str,
-        parts: impl Iterator<Item = (Linear, Rows)>,
-    ) -> Result<()> {
+    fn parts(&mut self, module: &str, parts: impl Iterator<Item = (Linear, Rows)>) -> Result<()> {
         let parts: Vec<_> = parts.collect();
         let total = parts.iter().map(|(linear, _)| linear.shape[0]).sum();
         let declared = |(linear, _): &&(Linear, Rows)| self.declared.contains_key(&linear.name);
@@ -256,12 +252,7 @@ pub(super) fn check_remaining(checkpoint: &Checkpoint, spec: &ModelSpec) -> Resu
 }
 
 /// Checks the tensors of a norm over `width` channels.
-fn check_norm(
-    checkpoint: &Checkpoint,
-    spec: &ModelSpec,
-    module: &str,
-    width: usize,
-) -> Result<()> {
+fn check_norm(checkpoint: &Checkpoint, spec: &ModelSpec, module: &str, width: usize) -> Result<()> {
     check_tensor(checkpoint, &format!("{module}.weight"), &[width])?;
     match spec.norm.kind {
         NormKind::Layer => check_tensor(checkpoint, &format!("{module}.bias"), &[width]),

@@ -183,9 +183,7 @@ fn norm(keys: &Keys<'_>, family: &Family) -> Result<NormSpec> {
     let key = family.keys.norm_eps;
     match keys.number(key)? {
         Some(eps) if eps < 0.0 => Err(keys.wrong(key, "not negative", &eps.to_string())),
-        found => {
-            Ok(NormSpec { kind: family.norm, eps: found.unwrap_or(family.default_norm_eps) })
-        }
+        found => Ok(NormSpec { kind: family.norm, eps: found.unwrap_or(family.default_norm_eps) }),
     }
 }
 

@@ -53,10 +53,7 @@ impl Attention {
             kv_heads: a.kv_heads,
             head_dim: a.head_dim,
             window: spec.layers[layer].window,
-            scores: ops::Scores {
-                scale: a.scale as f32,
-                cap: a.score_cap.map(|cap| cap as f32),
-            },
+            scores: ops::Scores { scale: a.scale as f32, cap: a.score_cap.map(|cap| cap as f32) },
         })
     }
 

@@ -20,7 +20,12 @@ pub(super) enum Mlp {
         down: Linear,
         gelu: Gelu,
     },
-    Experts { router: Tensor, experts: Vec<Gated>, top_k: usize, renormalise: bool },
+    Experts {
+        router: Tensor,
+        experts: Vec<Gated>,
+        top_k: usize,
+        renormalise: bool,
+    },
 }
 
 /// `down(act(gate x) · up x)`.

@@ -253,12 +253,16 @@ fn logistic(x: f32) -> f32 {
     1.0 / (1.0 + lanes::exp(-x * (x * x).mul_add(B, A)))
 }
 
-/// The derivative of `x s`.
+/// The derivative of `x s`. `s (1 - s)` is even and `e / (1 + e)²` with `e` at most 1: `1 - s` itself
+/// has no digits left where `s` is nearly 1.
 #[inline(always)]
 fn logistic_slope(x: f32) -> f32 {
-    let s = logistic(x);
-    // For large |x| the slope of u overflows where s (1 - s) has long been 0.
-    let rest = s * (1.0 - s);
-    let slope = if rest > 0.0 { x * rest * (x * x).mul_add(3.0 * B, A) } else { 0.0 };
+    let x2 = x * x;
+    let e = lanes::exp(-(x * x2.mul_add(B, A)).abs());
+    let inverse = 1.0 / (1.0 + e);
+    let s = if x < 0.0 { e * inverse } else { inverse };
+    // For large |x| the slope of u overflows where this has long been 0.
+    let rest = e * inverse * inverse;
+    let slope = if rest > 0.0 { x * rest * x2.mul_add(3.0 * B, A) } else { 0.0 };
     s + slope
 }

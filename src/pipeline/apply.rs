@@ -140,7 +140,8 @@ impl<'a> Maker<'a> {
                 (None, "bias") => weights.bias(site)?,
                 (None, _) => Some(weights.weight(site)?),
             };
-            let values = values.ok_or_else(|| Error::Bug(format!("`{}` has no bias", site.name)))?;
+            let values =
+                values.ok_or_else(|| Error::Bug(format!("`{}` has no bias", site.name)))?;
             parts.push((site, values.to_dtype(DType::F32)?));
         }
         joined(&parts)

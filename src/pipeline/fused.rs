@@ -68,9 +68,10 @@ pub(super) fn joined(parts: &[(&Site, Tensor)]) -> Result<Tensor> {
     // Blocks in the order of the rows: where each starts, and the rows of the part it is.
     let mut blocks = Vec::new();
     for (site, values) in parts {
-        let part = site.part.as_ref().ok_or_else(|| {
-            Error::Bug(format!("`{}` is not a part of anything", site.name))
-        })?;
+        let part = site
+            .part
+            .as_ref()
+            .ok_or_else(|| Error::Bug(format!("`{}` is not a part of anything", site.name)))?;
         let mut row = 0;
         for block in part.rows.blocks(1) {
             blocks.push((block.start, values.narrow(0, row, block.len())?));

@@ -23,18 +23,15 @@ pub(crate) fn choices<'a>(units: &'a [Unit], planned: &'a [PlannedUnit]) -> Vec<
 }
 
 /// The parts of each fused module together, and every other site alone.
-pub(crate) fn groups<'a, 'b>(
-    choices: &'b [Choice<'a>],
-) -> impl Iterator<Item = &'b [Choice<'a>]> {
+pub(crate) fn groups<'a, 'b>(choices: &'b [Choice<'a>]) -> impl Iterator<Item = &'b [Choice<'a>]> {
     let module = |choice: &Choice<'a>| choice.0.part.as_ref().map(|part| &part.module);
     choices.chunk_by(move |a, b| module(a).is_some() && module(a) == module(b))
 }
 
 /// The fused module that holds the sites of a group in the output, where one does.
 pub(crate) fn fused_output<'a>(group: &[Choice<'a>], fold: bool) -> Option<&'a Part> {
-    let stays = |(site, storage): &Choice<'a>| {
-        site.fused().is_some() && **storage == Storage::Dense
-    };
+    let stays =
+        |(site, storage): &Choice<'a>| site.fused().is_some() && **storage == Storage::Dense;
     let (site, _) = group.first()?;
     site.part.as_ref().filter(|_| fold || group.iter().all(stays))
 }
