@@ -136,7 +136,7 @@ fn gelu_is_its_definition() {
             assert_eq!(bits(&ops::gelu_mul(&shifted(&x), &shifted(&up), form).unwrap()), bits(&y));
 
             let op = |t: &[Tensor]| ops::gelu(&t[0], form).unwrap();
-            assert_gradients(&[x.clone()], 1, op, |t| gelu(&t[0], form), &what);
+            assert_gradients(std::slice::from_ref(&x), 1, op, |t| gelu(&t[0], form), &what);
             let op = |t: &[Tensor]| ops::gelu_mul(&t[0], &t[1], form).unwrap();
             assert_gradients(&[x, up], 2, op, |t| product(&t[0], &t[1]), &what);
         }

@@ -12,6 +12,7 @@ use crate::ops::Gelu;
 
 /// One family of models: a row of [`FAMILIES`].
 #[derive(Debug, PartialEq)]
+#[expect(clippy::struct_excessive_bools, reason = "a row of switches")]
 pub struct Family {
     /// `model_type` in `config.json`.
     pub model_type: &'static str,

@@ -99,13 +99,11 @@ impl<'a> Decoder<'a> {
     /// # Errors
     /// Only if the device is out of memory.
     pub fn rope(&self, first: usize, length: usize) -> Result<(Tensor, Tensor)> {
-        match &self.model.spec.attention.rope {
-            Some(rope) => rope::tables(rope, first, length, &self.device),
-            None => {
-                let none = Tensor::from_vec(Vec::<f32>::new(), (length, 0), &self.device)?;
-                Ok((none.clone(), none))
-            }
+        if let Some(rope) = &self.model.spec.attention.rope {
+            return rope::tables(rope, first, length, &self.device);
         }
+        let none = Tensor::from_vec(Vec::<f32>::new(), (length, 0), &self.device)?;
+        Ok((none.clone(), none))
     }
 
     /// Reads the final norm and the head.

@@ -11,7 +11,6 @@ use crate::ops::{self, Gelu};
 
 /// What follows the attention.
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "there is one per block, and nearly all are dense")]
 pub(super) enum Mlp {
     Gated(Gated),
     /// `down(gelu(up x))`.

@@ -239,12 +239,12 @@ fn normal(x: f32) -> f32 {
 #[inline(always)]
 fn normal_slope(x: f32) -> f32 {
     /// `1 / √(2π)`.
-    const DENSITY: f32 = 0.398_942_28;
+    const DENSITY: f32 = 0.398_942_3;
     x.mul_add(DENSITY * lanes::exp(-0.5 * x * x), normal(x))
 }
 
 /// `√(2/π)` and the coefficient of the cube, twice each: `2u = x (A + B x²)`.
-const A: f32 = 1.595_769_1;
+const A: f32 = 1.595_769_2;
 const B: f32 = 0.071_354_814;
 
 /// `s` of the form with the hyperbolic tangent.

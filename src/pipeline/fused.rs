@@ -26,27 +26,24 @@ impl FusedTensors {
     pub(super) fn of(units: &[Unit], plan: &Plan) -> Self {
         let mut found = Self::default();
         for group in groups(&choices(units, &plan.units)) {
-            match fused_output(group, plan.fold) {
-                Some(output) => {
-                    let dense = |storage: &Storage| *storage == Storage::Dense;
-                    if group.iter().all(|(site, to)| site.fused().is_some() && dense(to)) {
-                        continue;
-                    }
-                    let sites: Vec<Site> = group.iter().map(|(site, _)| (*site).clone()).collect();
+            let dense = |storage: &Storage| *storage == Storage::Dense;
+            let Some(output) = fused_output(group, plan.fold) else {
+                let dense = group.iter().filter(|(_, storage)| dense(storage));
+                for (site, part) in dense.filter_map(|(site, _)| Some((site, site.fused()?))) {
                     for suffix in SUFFIXES {
-                        let name = format!("{}.{suffix}", output.module);
-                        found.put_together.insert(name, (sites.clone(), suffix));
+                        let name = format!("{}.{suffix}", site.name);
+                        found.taken_out.insert(name, (part.clone(), suffix));
                     }
                 }
-                None => {
-                    let dense = group.iter().filter(|(_, storage)| **storage == Storage::Dense);
-                    for (site, part) in dense.filter_map(|(site, _)| Some((site, site.fused()?))) {
-                        for suffix in SUFFIXES {
-                            let name = format!("{}.{suffix}", site.name);
-                            found.taken_out.insert(name, (part.clone(), suffix));
-                        }
-                    }
-                }
+                continue;
+            };
+            if group.iter().all(|(site, storage)| site.fused().is_some() && dense(storage)) {
+                continue;
+            }
+            let sites: Vec<Site> = group.iter().map(|(site, _)| (*site).clone()).collect();
+            for suffix in SUFFIXES {
+                let name = format!("{}.{suffix}", output.module);
+                found.put_together.insert(name, (sites.clone(), suffix));
             }
         }
         found

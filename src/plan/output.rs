@@ -101,7 +101,7 @@ struct Places {
 impl Places {
     /// Puts `tensors` where those of `group` stood, weights and biases each at their first place.
     fn add(&mut self, group: &[Choice<'_>], tensors: Vec<TensorSpec>) {
-        let is_bias = |name: &str| name.ends_with(".bias");
+        let is_bias = |name: &str| name.rsplit('.').next() == Some("bias");
         let (biases, weights) = tensors.into_iter().partition(|tensor| is_bias(&tensor.name));
         let first = self.new.len();
         self.new.extend([weights, biases]);
