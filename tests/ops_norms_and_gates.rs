@@ -1,4 +1,4 @@
-//! Layer norm, gelu and soft cap against their definitions in f64, and their gradients against those
+//! Layer norm, gelu, soft cap and capped attention against their definitions in f64, and their gradients against those
 //! that candle derives from the same definitions in f64, at awkward sizes.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
@@ -6,7 +6,7 @@
 #[path = "support/numbers.rs"]
 mod numbers;
 
-use bantam::ops::{self, Gelu};
+use bantam::ops::{self, Gelu, Scores};
 use candle_core::{DType, Device, Tensor, Var};
 use numbers::*;
 
@@ -40,7 +40,8 @@ fn assert_gradients(
     what: &str,
 ) {
     let weights = Random(77).vec(inputs[0].elem_count(), 1.0);
-    let weights = tensor(&weights, inputs[0].dims());
+    // The result of attention has the elements of its queries in another order.
+    let weights = tensor(&weights, op(inputs).dims());
     let found = gradients(inputs, &weights, op);
     let plain = gradients(inputs, &weights, &definition);
     let exact: Vec<Tensor> = inputs.iter().map(to_f64).collect();
@@ -185,4 +186,56 @@ fn soft_cap_is_its_definition() {
     let x = Tensor::new(&[1.0_f32], &Device::Cpu).unwrap();
     assert_refused(ops::soft_cap(&x, 0.0), &["cap is 0"]);
     assert_refused(ops::soft_cap(&x, f32::NAN), &["cap is NaN"]);
+}
+
+/// Attention without tiles: every score of every head, masked by adding minus infinity.
+fn attention(t: &[Tensor], scale: f64, cap: Option<f64>, window: usize) -> Tensor {
+    let (b, heads, n, d) = t[0].dims4().unwrap();
+    let kv_heads = t[1].dim(1).unwrap();
+    let shared = |x: &Tensor| {
+        let wide = x.unsqueeze(2).unwrap().broadcast_as((b, kv_heads, heads / kv_heads, n, d));
+        wide.unwrap().reshape((b, heads, n, d)).unwrap().contiguous().unwrap()
+    };
+    let (k, v) = (shared(&t[1]), shared(&t[2]));
+    let scores = t[0].matmul(&k.transpose(2, 3).unwrap().contiguous().unwrap()).unwrap() * scale;
+    let scores = match cap {
+        Some(cap) => ((scores.unwrap() / cap).unwrap().tanh().unwrap() * cap).unwrap(),
+        None => scores.unwrap(),
+    };
+    let sees = |i: usize, j: usize| j <= i && i - j < window;
+    let mask: Vec<f64> =
+        (0..n * n).map(|at| if sees(at / n, at % n) { 0.0 } else { f64::NEG_INFINITY }).collect();
+    let mask = Tensor::from_vec(mask, (n, n), &Device::Cpu).unwrap();
+    let scores = scores.broadcast_add(&mask.to_dtype(scores.dtype()).unwrap()).unwrap();
+    let exp =
+        scores.broadcast_sub(&scores.max_keepdim(3).unwrap().detach()).unwrap().exp().unwrap();
+    let p = exp.broadcast_div(&exp.sum_keepdim(3).unwrap()).unwrap();
+    p.matmul(&v).unwrap().transpose(1, 2).unwrap().reshape((b * n, heads * d)).unwrap()
+}
+
+#[test]
+fn capped_attention_and_its_gradient_are_their_definitions() {
+    let mut random = Random(34);
+    for (heads, kv_heads, n, d, window, cap) in [
+        (1, 1, 1, 1, 1, Some(1.0)),
+        (4, 2, 33, 7, 100, Some(2.0)),
+        (3, 1, 130, 5, 17, Some(0.5)),
+        (2, 2, 67, 16, 64, Some(30.0)),
+        (4, 1, 65, 9, 100, None),
+    ] {
+        let shape = |heads: usize| [2, heads, n, d];
+        let mut make = |h| tensor(&random.vec(2 * h * n * d, 2.0), &shape(h));
+        let inputs = [make(heads), make(kv_heads), make(kv_heads)];
+        let what = format!("{:?}", (heads, kv_heads, n, d, window, cap));
+        let scores = Scores { scale: 0.7, cap };
+        let op = |t: &[Tensor]| {
+            ops::causal_attention(&t[0], &t[1], &t[2], scores, 0, Some(window)).unwrap()
+        };
+        let (scale, cap) = (f64::from(0.7_f32), cap.map(f64::from));
+        let definition = |t: &[Tensor]| attention(t, scale, cap, window);
+        let exact = values_f64(&definition(&inputs.each_ref().map(to_f64)));
+        let plain = values(&definition(&inputs));
+        assert_as_good_as_plain(&values(&op(&inputs)), &plain, &exact, &what);
+        assert_gradients(&inputs, 3, op, definition, &what);
+    }
 }
