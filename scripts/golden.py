@@ -23,7 +23,7 @@ from transformers.utils.logging import disable_progress_bar
 Config = dict[str, object]
 
 BATCH, LENGTH = 2, 39
-CASE_LIMIT, TOTAL_LIMIT = 250_000, 4_000_000
+CASE_LIMIT, TOTAL_LIMIT = 250_000, 4_500_000
 ROUTING_MARGIN = 1e-5
 EAGER = {"attn_implementation": "eager", "experts_implementation": "eager"}
 GAINS = {"q_proj": 1.6, "k_proj": 1.6, "gate.": 2.0, "lm_head": 2.0, "qkv_proj": 1.6, "query_key_value": 1.6,
@@ -57,6 +57,9 @@ GEMMA2 = BASE | Config(model_type="gemma2", num_hidden_layers=3, hidden_size=36,
                        attn_logit_softcapping=2.0, final_logit_softcapping=25.0)
 GPT_BIGCODE = Config(model_type="gpt_bigcode", n_embd=35, n_head=5, n_layer=2, n_inner=51, n_positions=41,
                      vocab_size=95, layer_norm_epsilon=0.1, bos_token_id=0, eos_token_id=2)
+LONGROPE = Config(rope_type="longrope", rope_theta=50.0, partial_rotary_factor=0.5, short_factor=[1.0, 1.7, 2.5],
+                  long_factor=[1.5, 4.0, 9.0])
+LONG_PHI3 = PHI3 | Config(num_attention_heads=3, head_dim=12, rope_parameters=LONGROPE)
 EVERY_LAYER_SLIDES, NO_LAYER_SLIDES = Config(max_window_layers=0), Config(use_sliding_window=False)
 
 
@@ -89,6 +92,15 @@ def v4_partial(config: Config) -> Config:
     if config["model_type"] == "gpt_neox":
         return config | {"rotary_emb_base": base, "rotary_pct": share}
     return config | {"rope_theta": base, "partial_rotary_factor": share, "rope_scaling": None}
+
+
+def v4_longrope(config: Config) -> Config:
+    """LongRoPE as transformers 4 wrote it."""
+    rope = config.pop("rope_parameters")
+    factors = {key: rope[key] for key in ("short_factor", "long_factor")}
+    config["torch_dtype"] = config.pop("dtype")
+    return config | {"rope_theta": rope["rope_theta"], "partial_rotary_factor": rope["partial_rotary_factor"],
+                     "rope_scaling": {"type": "longrope"} | factors}
 
 
 def with_defaults(*names: str) -> Callable[[Config], Config]:
@@ -150,6 +162,12 @@ CASES = [
          v4_partial,
          rivals=(Config(sliding_window=None),
                  Config(rope_parameters=Config(rope_type="default", rope_theta=50.0, partial_rotary_factor=0.8)))),
+    Case("phi3-longrope-short",
+         LONG_PHI3 | Config(original_max_position_embeddings=64),
+         rivals=(Config(original_max_position_embeddings=32), Config(max_position_embeddings=64))),
+    Case("phi3-longrope-long",
+         LONG_PHI3 | Config(original_max_position_embeddings=32), v4_longrope,
+         rivals=(Config(original_max_position_embeddings=64),)),
     Case("phi3-bf16", PHI3, dtype=torch.bfloat16),
     Case("gpt-neox", GPT_NEOX, without_rope,
          rivals=(Config(use_parallel_residual=False), Config(rotary_pct=0.5), Config(layer_norm_eps=1e-6))),

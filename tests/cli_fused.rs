@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 
 use cli::{Bantam, bantam, first_difference, read_json};
 use models::{Weight, edit_config, edit_weights, tiny, tiny_text, weight_bytes, weights};
+use safetensors::Dtype;
 use serde_json::{Value, json};
 
 /// A fused module of a layer: its parts, and the part that each of its rows belongs to.
@@ -330,4 +331,25 @@ fn a_bad_value_is_found_in_the_fused_tensor() {
         let eval = bantam("eval").arg(&desk.model).arg("--ids").arg(ids);
         eval.run().refused(6, &[name, "2283"]);
     }
+}
+
+/// Older GPT-NeoX files hold a mask's minus infinity; it is nobody's damage, and carried as it is.
+#[test]
+fn a_mask_in_the_file_is_no_bad_value() {
+    let desk = Desk::with("gpt-neox");
+    let mask = Weight { dtype: Dtype::F16, shape: vec![], data: vec![0x00, 0xfc] };
+    let triangle = Weight { dtype: Dtype::BOOL, shape: vec![1, 1, 2, 2], data: vec![1, 0, 1, 1] };
+    let named = |name: &str| format!("gpt_neox.layers.1.attention.{name}");
+    edit_weights(&desk.model, |weights| {
+        weights.insert(named("masked_bias"), mask.clone());
+        weights.insert(named("bias"), triangle.clone());
+    });
+    desk.compress(&desk.model, "--keep 0.8 --rank-multiple 2", "out");
+    let output = weights(&desk.out("out"));
+    assert!(output[&named("masked_bias")] == mask && output[&named("bias")] == triangle);
+    edit_weights(&desk.model, |weights| {
+        weights.insert("gpt_neox.other".into(), mask);
+    });
+    let command = desk.run("compress", &desk.model, "--keep 0.8 --rank-multiple 2");
+    command.arg("-o").arg(desk.out("none")).run().refused(6, &["gpt_neox.other"]);
 }

@@ -14,7 +14,7 @@ use std::path::Path;
 
 use bantam::arch::SourceModel;
 use bantam::measure::{Backward, Draw, Keep, Windows};
-use bantam::model::{BlockContext, Decoder, Unobserved};
+use bantam::model::{BlockContext, Decoder, Session, Unobserved};
 use bantam::progress::Silent;
 use candle_core::{Device, Tensor, safetensors};
 
@@ -51,7 +51,7 @@ fn logits_equal_those_of_transformers() {
         .filter(|p| p.is_dir())
         .collect();
     cases.sort();
-    assert!(cases.len() >= 28, "only {} golden cases in {}", cases.len(), root.display());
+    assert!(cases.len() >= 30, "only {} golden cases in {}", cases.len(), root.display());
     let mut failures = Vec::new();
     for case in cases {
         let found = difference(&case);
@@ -113,5 +113,27 @@ fn gradients_are_the_slopes_of_the_loss() {
         let slope = (moved(h) - moved(-h)) / (2.0 * h);
         println!("{case:>32} slope {slope:.4} gradient {norm:.4}");
         assert!((slope - norm).abs() < 0.01 * norm, "{case}: slope {slope}, gradient {norm}");
+    }
+}
+
+/// Token by token, and in pieces, a cache gives the logits of the whole text.
+#[test]
+fn decoding_with_a_cache_is_the_same_model() {
+    for case in ["starcoder2-sliding", "gpt-bigcode", "gpt-neox", "phi3-partial-sliding", "gemma2"]
+    {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/golden");
+        let model = SourceModel::open(&root.join(case)).unwrap();
+        let ids: Vec<u32> = (0..23).map(|i| i * i * 7 % 80).collect();
+        let whole = Decoder::new(&model, &Device::Cpu).logits(&ids, 1).unwrap();
+        let mut session = Session::new(&model, &Device::Cpu).unwrap();
+        let mut fed = 0;
+        for piece in [1, 1, 9, 1, 8, 1, 1, 1] {
+            let logits = flat(&session.feed(&ids[fed..fed + piece]).unwrap());
+            fed += piece;
+            let expected = flat(&whole.get(fed - 1).unwrap());
+            let worst =
+                logits.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            assert!(worst < 1e-4, "{case} after {fed}: off by {worst}");
+        }
     }
 }

@@ -60,6 +60,8 @@ pub struct Family {
     pub parallel_residual: Option<&'static str>,
     /// Switches that ask for something else than a causal decoder when they are on.
     pub refused_switches: &'static [&'static str],
+    /// Buffers of a layer that older files hold beside the weights and nothing reads.
+    pub unread: &'static [&'static str],
     /// Whether layers may be mixtures of experts.
     pub experts: bool,
 }
@@ -97,6 +99,8 @@ pub enum PositionRule {
         theta: &'static str,
         /// The share of each head's channels that turn, and its default; all of them without one.
         partial: Option<(&'static str, f64)>,
+        /// What `rope_type` calls `LongRoPE`.
+        long: &'static [&'static str],
     },
     /// A table of embeddings, one per position, that is added to those of the tokens.
     Learned,
@@ -147,7 +151,7 @@ const LLAMA: Family = Family {
     attention_bias: BiasRule::Key("attention_bias", false),
     mlp_bias: BiasRule::Key("mlp_bias", false),
     qk_norm: false,
-    positions: PositionRule::Rotary { theta: "rope_theta", partial: None },
+    positions: PositionRule::Rotary { theta: "rope_theta", partial: None, long: &["longrope"] },
     sliding: SlidingRule::Never,
     default_window: Some(4096),
     score_scalar: None,
@@ -162,6 +166,7 @@ const LLAMA: Family = Family {
     scaled_embedding: false,
     parallel_residual: None,
     refused_switches: &[],
+    unread: &[],
     experts: false,
 };
 
@@ -217,6 +222,7 @@ const GPT_NEOX: Family = Family {
     positions: PositionRule::Rotary {
         theta: "rotary_emb_base",
         partial: Some(("rotary_pct", 0.25)),
+        long: &["longrope"],
     },
     sliding: SlidingRule::Never,
     kv_heads: KvHeadsRule::AsQueries,
@@ -224,6 +230,7 @@ const GPT_NEOX: Family = Family {
     default_positions: 2048,
     default_tied: false,
     parallel_residual: Some("use_parallel_residual"),
+    unread: &["attention.bias", "attention.masked_bias", "attention.rotary_emb.inv_freq"],
     ..STARCODER2
 };
 
@@ -236,6 +243,7 @@ const PHI3: Family = Family {
     positions: PositionRule::Rotary {
         theta: "rope_theta",
         partial: Some(("partial_rotary_factor", 1.0)),
+        long: &["longrope", "su", "yarn"],
     },
     sliding: SlidingRule::All,
     default_window: None,

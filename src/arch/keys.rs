@@ -69,6 +69,15 @@ impl<'a> Keys<'a> {
         self.typed(key, "a list of strings", |v| v.as_array()?.iter().map(Value::as_str).collect())
     }
 
+    /// A list of as many positive numbers as said, which has to be there.
+    pub(super) fn positives(&self, key: &str, count: usize) -> Result<Vec<f64>> {
+        let expected = format!("{count} positive numbers");
+        let one = |v: &Value| v.as_f64().filter(|n| *n > 0.0);
+        let list = |v: &Value| v.as_array()?.iter().map(one).collect::<Option<Vec<f64>>>();
+        let found = self.typed(key, &expected, |v| list(v).filter(|list| list.len() == count))?;
+        found.ok_or_else(|| self.missing(key, &expected))
+    }
+
     /// One number or a list of them, as `eos_token_id` is spelled; absent is an empty list.
     pub(super) fn ids(&self, key: &str) -> Result<Vec<u32>> {
         let one = |v: &Value| v.as_u64().and_then(|n| u32::try_from(n).ok());

@@ -77,6 +77,13 @@ impl SourceModel {
         self.checkpoint.tensors().filter(|t| !owned.contains(&t.name)).collect()
     }
 
+    /// Whether `tensor` is a buffer that nothing computes with, by its name: a mask holds infinities.
+    pub fn is_unread(&self, tensor: &str) -> bool {
+        let family = self.spec.family;
+        let within = tensor.strip_prefix(family.names.layer).and_then(|rest| rest.split_once('.'));
+        within.is_some_and(|(_, name)| family.unread.contains(&name))
+    }
+
     /// The error for a tensor whose shape contradicts `config.json`.
     pub(crate) fn mismatch(
         checkpoint: &Checkpoint,

@@ -55,6 +55,17 @@ pub enum RopeScaling {
         /// Whether the ends of the ramp are rounded to whole channels.
         truncate: bool,
     },
+    /// `LongRoPE` (arXiv 2402.13753): every channel pair has a divisor of its own.
+    Long {
+        /// Divisors for texts that end within the original context.
+        short: Vec<f64>,
+        /// Divisors for longer texts.
+        long: Vec<f64>,
+        /// The context the model was trained on.
+        original: f64,
+        /// What cos and sin are multiplied by.
+        attention: f64,
+    },
 }
 
 /// The base where no config names one, as in transformers.
@@ -72,7 +83,9 @@ impl RopeSpec {
         head_dim: usize,
         max_positions: usize,
     ) -> Result<Option<Self>> {
-        let PositionRule::Rotary { theta: theta_key, partial } = rule else { return Ok(None) };
+        let PositionRule::Rotary { theta: theta_key, partial, long } = rule else {
+            return Ok(None);
+        };
         // Where both are there transformers takes `rope_scaling` whole.
         let parameters = match keys.object("rope_scaling")? {
             Some(found) => Some(found),
@@ -93,7 +106,7 @@ impl RopeSpec {
         };
         let channels = rotary_channels(keys, share, head_dim)?;
         let scaling = match parameters {
-            Some(rope) => scaling(keys, &rope, max_positions)?,
+            Some(rope) => scaling(keys, &rope, long, channels / 2, max_positions)?,
             None => RopeScaling::None,
         };
         Ok(Some(Self { channels, theta, scaling }))
@@ -111,7 +124,13 @@ fn rotary_channels(keys: &Keys<'_>, share: f64, head_dim: usize) -> Result<usize
     Ok(channels as usize)
 }
 
-fn scaling(keys: &Keys<'_>, rope: &Keys<'_>, max_positions: usize) -> Result<RopeScaling> {
+fn scaling(
+    keys: &Keys<'_>,
+    rope: &Keys<'_>,
+    long_names: &[&str],
+    pairs: usize,
+    max_positions: usize,
+) -> Result<RopeScaling> {
     let rule = match rope.text("rope_type")? {
         Some(rule) => Some(rule),
         None => rope.text("type")?,
@@ -123,6 +142,7 @@ fn scaling(keys: &Keys<'_>, rope: &Keys<'_>, max_positions: usize) -> Result<Rop
     let max_positions = max_positions as f64;
     let original = original.unwrap_or(max_positions);
     match rule {
+        Some(name) if long_names.contains(&name) => long(rope, pairs, original, max_positions),
         None | Some("default") => Ok(RopeScaling::None),
         Some("linear") => Ok(RopeScaling::Linear { factor: rope.positive("factor")? }),
         Some("llama3") => Ok(RopeScaling::Llama3 {
@@ -134,6 +154,24 @@ fn scaling(keys: &Keys<'_>, rope: &Keys<'_>, max_positions: usize) -> Result<Rop
         Some("yarn") => yarn(rope, original, max_positions),
         Some(other) => Err(keys.unsupported(&format!("rope type `{other}`"))),
     }
+}
+
+fn long(rope: &Keys<'_>, pairs: usize, original: f64, max_positions: f64) -> Result<RopeScaling> {
+    let factor = match rope.value("factor").is_none() {
+        true => max_positions / original,
+        false => rope.positive("factor")?,
+    };
+    let attention = match rope.number("attention_factor")? {
+        Some(given) => given,
+        None if factor <= 1.0 => 1.0,
+        None => (1.0 + factor.ln() / original.ln()).sqrt(),
+    };
+    Ok(RopeScaling::Long {
+        short: rope.positives("short_factor", pairs)?,
+        long: rope.positives("long_factor", pairs)?,
+        original,
+        attention,
+    })
 }
 
 fn yarn(rope: &Keys<'_>, original: f64, max_positions: f64) -> Result<RopeScaling> {

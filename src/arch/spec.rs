@@ -380,3 +380,25 @@ fn mlp(keys: &Keys<'_>, family: &Family, hidden: usize, layer: usize) -> Result<
         renormalise: keys.boolean("norm_topk_prob")?.unwrap_or(false),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The two forms differ by less than the tolerance of the golden logits: names decide.
+    #[test]
+    fn activations_have_the_names_of_transformers() {
+        for (name, form) in
+            [("gelu", Gelu::Erf), ("gelu_new", Gelu::Tanh), ("gelu_pytorch_tanh", Gelu::Tanh)]
+        {
+            assert_eq!(Activation::named(name), Some(Activation::Gelu(form)));
+        }
+        assert_eq!(Activation::named("swish"), Activation::named("silu"));
+        assert_eq!(Activation::named("gelu_fast"), None);
+        let default = |family: &str| {
+            FAMILIES.iter().find(|f| f.model_type == family).map(|f| f.default_activation)
+        };
+        assert_eq!(default("gpt_neox"), Activation::named("gelu"));
+        assert_eq!(default("gpt_bigcode"), Activation::named("gelu_pytorch_tanh"));
+    }
+}

@@ -8,15 +8,15 @@ use std::f64::consts::PI;
 use crate::arch::{RopeScaling, RopeSpec};
 use crate::error::Result;
 
-/// Frequencies of the `channels / 2` channel pairs in radians per position, and the factor that
-/// multiplies both cos and sin.
-pub(super) fn frequencies(rope: &RopeSpec) -> (Vec<f64>, f64) {
+/// Frequencies of the `channels / 2` channel pairs in radians per position, for a text that ends
+/// before position `end`, and the factor that multiplies both cos and sin.
+pub(super) fn frequencies(rope: &RopeSpec, end: usize) -> (Vec<f64>, f64) {
     let d = as_f64(rope.channels);
     let base = (0..rope.channels / 2).map(|i| rope.theta.powf(-as_f64(2 * i) / d));
-    match rope.scaling {
+    match &rope.scaling {
         RopeScaling::None => (base.collect(), 1.0),
         RopeScaling::Linear { factor } => (base.map(|f| f / factor).collect(), 1.0),
-        RopeScaling::Llama3 { factor, low, high, original } => {
+        &RopeScaling::Llama3 { factor, low, high, original } => {
             let stretched = base.map(|f| {
                 let wavelength = 2.0 * PI / f;
                 if wavelength < original / high {
@@ -30,7 +30,7 @@ pub(super) fn frequencies(rope: &RopeSpec) -> (Vec<f64>, f64) {
             });
             (stretched.collect(), 1.0)
         }
-        RopeScaling::Yarn { factor, original, beta_fast, beta_slow, attention, truncate } => {
+        &RopeScaling::Yarn { factor, original, beta_fast, beta_slow, attention, truncate } => {
             // The channel that makes `rotations` turns over the original context.
             let channel = |rotations: f64| {
                 d * (original / (rotations * 2.0 * PI)).ln() / (2.0 * rope.theta.ln())
@@ -49,6 +49,12 @@ pub(super) fn frequencies(rope: &RopeSpec) -> (Vec<f64>, f64) {
             });
             (stretched.collect(), attention)
         }
+        // As in transformers, all of a text turns by the divisors that its end asks for. What a cache
+        // holds was turned already and stays so when generation crosses the border.
+        RopeScaling::Long { short, long, original, attention } => {
+            let divisors = if as_f64(end) > *original { long } else { short };
+            (base.zip(divisors).map(|(f, divisor)| f / divisor).collect(), *attention)
+        }
     }
 }
 
@@ -59,7 +65,7 @@ pub(super) fn tables(
     length: usize,
     device: &Device,
 ) -> Result<(Tensor, Tensor)> {
-    let (frequencies, scale) = frequencies(rope);
+    let (frequencies, scale) = frequencies(rope, first + length);
     let angles = (first..first + length)
         .flat_map(|position| frequencies.iter().map(move |f| as_f64(position) * f));
     #[expect(clippy::cast_possible_truncation, reason = "the tables are f32 by definition")]

