@@ -186,6 +186,7 @@ CASES = [
                  Config(layer_types=["full_attention", "sliding_attention", "full_attention"]),
                  Config(attn_logit_softcapping=None), Config(final_logit_softcapping=None),
                  Config(query_pre_attn_scalar=10))),
+    Case("gemma2-bf16", GEMMA2, dtype=torch.bfloat16),
     Case("gemma2-uncapped",
          GEMMA2 | Config(attn_logit_softcapping=None, final_logit_softcapping=None, hidden_activation="gelu",
                          layer_types=["full_attention", "full_attention", "sliding_attention"], attention_bias=True),

@@ -204,18 +204,13 @@ fn attention(
 ) -> Result<AttentionSpec> {
     let heads = keys.count(family.keys.heads)?;
     let kv_heads = kv_heads(keys, family.kv_heads, heads)?;
-    let head_dim_key = family.keys.head_dim.unwrap_or(family.keys.heads);
-    let head_dim = match (family.keys.head_dim, family.default_head_dim) {
-        (Some(key), default) => match (keys.count_option(key)?, default) {
-            (Some(given), _) => given,
-            (None, default) => default.unwrap_or(hidden / heads),
-        },
-        (None, _) => hidden / heads,
-    };
-    let rope = RopeSpec::from_config(keys, family.positions, head_dim, max_positions)?;
+    let given = family.keys.head_dim.map(|key| keys.count_option(key)).transpose()?.flatten();
+    let head_dim = given.or(family.default_head_dim).unwrap_or(hidden / heads);
     if head_dim == 0 {
-        return Err(keys.wrong(head_dim_key, "heads of at least one channel", "none"));
+        let key = family.keys.head_dim.filter(|_| given.is_some()).unwrap_or(family.keys.heads);
+        return Err(keys.wrong(key, "heads of at least one channel", "none"));
     }
+    let rope = RopeSpec::from_config(keys, family.positions, head_dim, max_positions)?;
     let (qkv_bias, o_bias) = match family.attention_bias {
         BiasRule::QkvOnly => (true, false),
         other => {

@@ -219,7 +219,9 @@ impl<'a> Maker<'a> {
         let error = norm(&(&weight - &product)?)?;
         self.errors.insert(site.name.clone(), if size > 0.0 { error / size } else { 0.0 });
         if self.plan.fold {
-            output.retain(|name, _| !name.ends_with(".v.weight") && !name.ends_with(".u.weight"));
+            for part in ["u.weight", "v.weight"] {
+                output.remove(&format!("{}.{part}", site.name));
+            }
             output.insert(format!("{}.weight", site.name), product.to_dtype(DType::F32)?);
         }
         Ok(())
