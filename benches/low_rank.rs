@@ -110,5 +110,6 @@ fn site(name: &str, m: usize, n: usize) -> Site {
         bias_dtype: None,
         port: Port::MlpIn,
         storage: Storage::Dense,
+        part: None,
     }
 }

@@ -23,10 +23,12 @@ from transformers.utils.logging import disable_progress_bar
 Config = dict[str, object]
 
 BATCH, LENGTH = 2, 39
-CASE_LIMIT, TOTAL_LIMIT = 250_000, 2_500_000
+CASE_LIMIT, TOTAL_LIMIT = 250_000, 4_500_000
 ROUTING_MARGIN = 1e-5
 EAGER = {"attn_implementation": "eager", "experts_implementation": "eager"}
-GAINS = {"q_proj": 1.6, "k_proj": 1.6, "gate.": 2.0, "lm_head": 2.0}
+GAINS = {"q_proj": 1.6, "k_proj": 1.6, "gate.": 2.0, "lm_head": 2.0, "qkv_proj": 1.6, "query_key_value": 1.6,
+         "c_attn": 1.6}
+EMBEDDINGS = ("embed_tokens", "embed_in", "wte", "wpe")
 
 BASE = Config(hidden_size=32, intermediate_size=53, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
               vocab_size=97, max_position_embeddings=128, rms_norm_eps=1e-5)
@@ -42,6 +44,22 @@ QWEN2_WINDOW = Config(num_hidden_layers=3, intermediate_size=27, use_sliding_win
 YARN = Config(rope_type="yarn", rope_theta=50.0, factor=4.0, original_max_position_embeddings=16)
 YARN_CUSTOM = YARN | Config(attention_factor=1.3, beta_fast=1.5, beta_slow=0.2)
 DEFAULT_ROPE = Config(rope_parameters=Config(rope_type="default", rope_theta=50.0))
+PHI3 = BASE | Config(model_type="phi3", hidden_size=36, num_attention_heads=6, num_key_value_heads=3, head_dim=10,
+                     vocab_size=89, rms_norm_eps=1e-2, bos_token_id=0, eos_token_id=2,
+                     pad_token_id=0)
+GPT_NEOX = Config(model_type="gpt_neox", hidden_size=40, intermediate_size=47, num_hidden_layers=2,
+                  num_attention_heads=4, vocab_size=91, max_position_embeddings=64, layer_norm_eps=0.1)
+STARCODER2 = Config(model_type="starcoder2", hidden_size=36, intermediate_size=45, num_hidden_layers=2,
+                    num_attention_heads=6, num_key_value_heads=2, vocab_size=93, max_position_embeddings=64,
+                    norm_epsilon=0.1, bos_token_id=0, eos_token_id=2)
+GEMMA2 = BASE | Config(model_type="gemma2", num_hidden_layers=3, hidden_size=36, intermediate_size=41, head_dim=10,
+                       vocab_size=87, rms_norm_eps=1e-2, query_pre_attn_scalar=5, sliding_window=7,
+                       attn_logit_softcapping=2.0, final_logit_softcapping=25.0)
+GPT_BIGCODE = Config(model_type="gpt_bigcode", n_embd=35, n_head=5, n_layer=2, n_inner=51, n_positions=41,
+                     vocab_size=95, layer_norm_epsilon=0.1, bos_token_id=0, eos_token_id=2)
+LONGROPE = Config(rope_type="longrope", rope_theta=50.0, partial_rotary_factor=0.5, short_factor=[1.0, 1.7, 2.5],
+                  long_factor=[1.5, 4.0, 9.0])
+LONG_PHI3 = PHI3 | Config(num_attention_heads=3, head_dim=12, rope_parameters=LONGROPE)
 EVERY_LAYER_SLIDES, NO_LAYER_SLIDES = Config(max_window_layers=0), Config(use_sliding_window=False)
 
 
@@ -63,6 +81,31 @@ def v4_linear(config: Config) -> Config:
     scaling = config["rope_scaling"]
     config["rope_scaling"] = {"type": scaling["rope_type"], "factor": scaling["factor"]}
     return config
+
+
+def v4_partial(config: Config) -> Config:
+    """As transformers 4 wrote partial rotary: the share beside the base, under the family's own names in GPT-NeoX."""
+    rope = dict(config.pop("rope_parameters"))
+    config["torch_dtype"] = config.pop("dtype")
+    config.pop("layer_types", None)
+    base, share = rope["rope_theta"], rope["partial_rotary_factor"]
+    if config["model_type"] == "gpt_neox":
+        return config | {"rotary_emb_base": base, "rotary_pct": share}
+    return config | {"rope_theta": base, "partial_rotary_factor": share, "rope_scaling": None}
+
+
+def v4_longrope(config: Config) -> Config:
+    """LongRoPE as transformers 4 wrote it."""
+    rope = config.pop("rope_parameters")
+    factors = {key: rope[key] for key in ("short_factor", "long_factor")}
+    config["torch_dtype"] = config.pop("dtype")
+    return config | {"rope_theta": rope["rope_theta"], "partial_rotary_factor": rope["partial_rotary_factor"],
+                     "rope_scaling": {"type": "longrope"} | factors}
+
+
+def with_defaults(*names: str) -> Callable[[Config], Config]:
+    """Leave out keys whose defaults have to be known."""
+    return lambda config: {key: value for key, value in config.items() if key not in names}
 
 
 def without_rope(config: Config) -> Config:
@@ -112,6 +155,49 @@ CASES = [
     Case("qwen3-moe", QWEN3_MOE | Config(norm_topk_prob=True), rivals=(Config(norm_topk_prob=False),)),
     Case("qwen3-moe-mixed", QWEN3_MOE | Config(norm_topk_prob=False, mlp_only_layers=[0], head_dim=8), v4_spelling,
          rivals=(Config(norm_topk_prob=True),)),
+    Case("phi3", PHI3 | Config(num_key_value_heads=6), rivals=(Config(rms_norm_eps=1e-5),)),
+    Case("phi3-partial-sliding",
+         PHI3 | Config(sliding_window=6, rope_parameters=Config(rope_type="default", rope_theta=50.0,
+                                                               partial_rotary_factor=0.4)),
+         v4_partial,
+         rivals=(Config(sliding_window=None),
+                 Config(rope_parameters=Config(rope_type="default", rope_theta=50.0, partial_rotary_factor=0.8)))),
+    Case("phi3-longrope-short",
+         LONG_PHI3 | Config(original_max_position_embeddings=64),
+         rivals=(Config(original_max_position_embeddings=32), Config(max_position_embeddings=64))),
+    Case("phi3-longrope-long",
+         LONG_PHI3 | Config(original_max_position_embeddings=32), v4_longrope,
+         rivals=(Config(original_max_position_embeddings=64),)),
+    Case("phi3-bf16", PHI3, dtype=torch.bfloat16),
+    Case("gpt-neox", GPT_NEOX, without_rope,
+         rivals=(Config(use_parallel_residual=False), Config(rotary_pct=0.5), Config(layer_norm_eps=1e-6))),
+    Case("gpt-neox-sequential",
+         GPT_NEOX | Config(use_parallel_residual=False, rotary_pct=0.6, rotary_emb_base=60, hidden_act="gelu_new",
+                           attention_bias=False, num_attention_heads=5),
+         v4_partial,
+         rivals=(Config(use_parallel_residual=True), Config(rotary_pct=1.0), Config(rotary_emb_base=10000))),
+    Case("starcoder2", STARCODER2, with_defaults("tie_word_embeddings", "use_bias"),
+         rivals=(Config(use_bias=False), Config(norm_epsilon=1e-6))),
+    Case("starcoder2-sliding",
+         STARCODER2 | Config(sliding_window=5, use_bias=False, hidden_act="gelu", tie_word_embeddings=False),
+         v4_spelling, rivals=(Config(sliding_window=None),)),
+    Case("gemma2", GEMMA2, with_defaults("tie_word_embeddings", "layer_types"),
+         rivals=(Config(layer_types=["full_attention"] * 3),
+                 Config(layer_types=["full_attention", "sliding_attention", "full_attention"]),
+                 Config(attn_logit_softcapping=None), Config(final_logit_softcapping=None),
+                 Config(query_pre_attn_scalar=10))),
+    Case("gemma2-bf16", GEMMA2, dtype=torch.bfloat16),
+    Case("gemma2-uncapped",
+         GEMMA2 | Config(attn_logit_softcapping=None, final_logit_softcapping=None, hidden_activation="gelu",
+                         layer_types=["full_attention", "full_attention", "sliding_attention"], attention_bias=True),
+         rivals=(Config(attn_logit_softcapping=2.0), Config(final_logit_softcapping=25.0),
+                 Config(layer_types=["sliding_attention"] * 3))),
+    Case("gpt-bigcode", GPT_BIGCODE, with_defaults("tie_word_embeddings", "multi_query", "activation_function"),
+         rivals=(Config(layer_norm_epsilon=1e-6), Config(scale_attn_weights=False))),
+    Case("gpt-bigcode-multi-head",
+         GPT_BIGCODE | Config(multi_query=False, scale_attn_weights=False, n_inner=None, n_head=7,
+                              activation_function="gelu", tie_word_embeddings=False),
+         rivals=(Config(scale_attn_weights=True),)),
     Case("llama-bf16", LLAMA, dtype=torch.bfloat16, weights_of="llama"),
     Case("llama-sharded", LLAMA, shard_size="25KB"),
 ]
@@ -130,8 +216,9 @@ def build(config: Config, seed: int, dtype: torch.dtype = torch.float32) -> PreT
             if name.endswith("bias"):
                 weight.copy_(0.3 * noise)
             elif weight.dim() == 1:
-                weight.copy_(1 + 0.25 * noise)
-            elif "embed_tokens" in name:
+                # What gemma stores is added to 1.
+                weight.copy_((config["model_type"] != "gemma2") + 0.25 * noise)
+            elif any(table in name for table in EMBEDDINGS):
                 weight.copy_(noise)
             else:
                 gain = next((gain for part, gain in GAINS.items() if part in name), 1.2)

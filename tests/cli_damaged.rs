@@ -240,3 +240,54 @@ fn a_declaration_of_a_later_version() {
         bench.refused_by_all(3, &["config.json", "bantam"]);
     }
 }
+
+/// What a family's own keys may say, and this program does not do or cannot make sense of.
+#[test]
+fn settings_of_the_families() {
+    let long = |factors: usize| {
+        let factors = vec![1.5; factors];
+        json!({ "rope_type": "longrope", "rope_theta": 50.0, "short_factor": factors })
+    };
+    let cases = [
+        ("gpt-bigcode", 5, "add_cross_attention", json!(true)),
+        ("gpt-bigcode", 5, "activation_function", json!("relu")),
+        ("gpt-bigcode", 3, "n_embd", Value::Null),
+        ("gpt-bigcode", 3, "scale_attn_weights", json!("no")),
+        ("gpt-neox", 5, "hidden_act", json!("silu")),
+        ("gpt-neox", 3, "rotary_pct", json!(0.35)),
+        ("gpt-neox", 3, "rotary_pct", json!(1.5)),
+        ("gpt-neox", 3, "use_parallel_residual", json!(1)),
+        ("phi3", 5, "rope_parameters", json!({ "rope_type": "dynamic", "rope_theta": 50.0 })),
+        ("phi3", 3, "rope_parameters", long(5)),
+        ("phi3", 3, "rope_parameters", long(3)),
+        ("gemma2", 5, "use_bidirectional_attention", json!(true)),
+        ("gemma2", 5, "layer_types", json!(["full_attention", "chunked", "full_attention"])),
+        ("gemma2", 3, "attn_logit_softcapping", json!(-2.0)),
+        ("gemma2", 3, "query_pre_attn_scalar", json!(0)),
+        ("starcoder2", 3, "norm_epsilon", json!(-1e-5)),
+    ];
+    for (model, code, key, value) in cases {
+        let bench = Bench::with(model);
+        edit_config(&bench.model, &json!({ key: value }));
+        bench.refused_by_all(code, &["config.json"]);
+    }
+    // Tables and fused tensors have the sizes that the config tells.
+    for (model, key, value, tensor) in [
+        ("gpt-bigcode", "n_positions", json!(40), "transformer.wpe.weight"),
+        ("gpt-bigcode", "multi_query", json!(false), "transformer.h.0.attn.c_attn.weight"),
+        ("phi3", "num_key_value_heads", json!(3), "model.layers.0.self_attn.qkv_proj.weight"),
+        ("phi3", "intermediate_size", json!(52), "model.layers.0.mlp.gate_up_proj.weight"),
+    ] {
+        let bench = Bench::with(model);
+        edit_config(&bench.model, &json!({ key: value }));
+        bench.refused_by_all(3, &[tensor]);
+    }
+    let bench = Bench::with("gpt-neox");
+    let bias = "gpt_neox.layers.1.mlp.dense_h_to_4h.bias";
+    edit_weights(&bench.model, |weights| drop(weights.remove(bias).unwrap()));
+    bench.refused_by_all(3, &[bias]);
+    bench.mend();
+    let bias = "gpt_neox.layers.1.input_layernorm.bias";
+    edit_weights(&bench.model, |weights| drop(weights.remove(bias).unwrap()));
+    bench.refused_by_all(3, &[bias]);
+}

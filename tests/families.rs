@@ -1,4 +1,5 @@
-//! The decoder against transformers: logits of small random models, family by family.
+//! The decoder against transformers: logits of small random models, family by family; and its
+//! gradients against the slopes of its own loss.
 //!
 //! `scripts/golden.py` made the files in `fixtures/golden`: a checkpoint, token ids, and the logits
 //! that transformers computes for them in f32.
@@ -12,7 +13,9 @@
 use std::path::Path;
 
 use bantam::arch::SourceModel;
-use bantam::model::Decoder;
+use bantam::measure::{Backward, Draw, Keep, Windows};
+use bantam::model::{BlockContext, Decoder, Session, Unobserved};
+use bantam::progress::Silent;
 use candle_core::{Device, Tensor, safetensors};
 
 /// Largest difference allowed, as a share of the range of the reference's logits.
@@ -48,7 +51,7 @@ fn logits_equal_those_of_transformers() {
         .filter(|p| p.is_dir())
         .collect();
     cases.sort();
-    assert!(cases.len() >= 17, "only {} golden cases in {}", cases.len(), root.display());
+    assert!(cases.len() >= 31, "only {} golden cases in {}", cases.len(), root.display());
     let mut failures = Vec::new();
     for case in cases {
         let found = difference(&case);
@@ -58,4 +61,79 @@ fn logits_equal_those_of_transformers() {
         }
     }
     assert!(failures.is_empty(), "{failures:#?}");
+}
+
+/// The summed loss of next tokens where `x` is the stream before the first block.
+fn loss(decoder: &Decoder<'_>, ids: &[u32], x: &Tensor) -> f64 {
+    let (cos, sin) = decoder.rope(0, ids.len()).unwrap();
+    let context = BlockContext { batch: 1, length: ids.len(), first: 0, cos: &cos, sin: &sin };
+    let through = |x: Tensor, layer| {
+        decoder.block(layer).unwrap().forward(&x, &context, None, &mut Unobserved).unwrap()
+    };
+    let y = (0..decoder.model().spec.layers.len()).fold(x.clone(), through);
+    let predicting = y.narrow(0, 0, ids.len() - 1).unwrap();
+    let targets = Tensor::new(&ids[1..], &Device::Cpu).unwrap();
+    let losses = decoder.head().unwrap().losses(&predicting, &targets).unwrap();
+    flat(&losses).into_iter().map(f64::from).sum()
+}
+
+/// Along the gradient the loss changes as the gradient says: `(L(x + h e) - L(x - h e)) / 2h = |g|`
+/// with `e = g / |g|`, but for terms of third order and the rounding of the losses.
+#[test]
+fn gradients_are_the_slopes_of_the_loss() {
+    for case in [
+        "llama",
+        "starcoder2",
+        "gpt-bigcode",
+        "gpt-bigcode-multi-head",
+        "gpt-neox",
+        "gpt-neox-sequential",
+        "phi3-partial-sliding",
+        "gemma2",
+        "gemma2-uncapped",
+    ] {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/golden");
+        let model = SourceModel::open(&root.join(case)).unwrap();
+        let ids: Vec<u32> = (0..23).map(|i| i * i * 7 % 80).collect();
+        let windows = Windows::cut(&ids, ids.len(), None, Draw::FromStart).unwrap();
+        let keep = Keep { memory: u64::MAX, folder: "/nonexistent".into() };
+        let mut pass = Backward::new(&model, &windows, &Device::Cpu, &keep, &Silent).unwrap();
+        while pass.next_layer().is_some() {
+            pass.retreat_unobserved(&Silent).unwrap();
+        }
+        let gradient = pass.gradients().next().unwrap().unwrap();
+        let norm =
+            f64::from(gradient.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap());
+        let norm = norm.sqrt();
+        let decoder = Decoder::new(&model, &Device::Cpu);
+        let x = decoder.embed(&ids, 0, ids.len()).unwrap();
+        let h = 3e-3;
+        let moved =
+            |by: f64| loss(&decoder, &ids, &(&x + (&gradient * (by / norm)).unwrap()).unwrap());
+        let slope = (moved(h) - moved(-h)) / (2.0 * h);
+        println!("{case:>32} slope {slope:.4} gradient {norm:.4}");
+        assert!((slope - norm).abs() < 0.01 * norm, "{case}: slope {slope}, gradient {norm}");
+    }
+}
+
+/// Token by token, and in pieces, a cache gives the logits of the whole text.
+#[test]
+fn decoding_with_a_cache_is_the_same_model() {
+    for case in ["starcoder2-sliding", "gpt-bigcode", "gpt-neox", "phi3-partial-sliding", "gemma2"]
+    {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/golden");
+        let model = SourceModel::open(&root.join(case)).unwrap();
+        let ids: Vec<u32> = (0..23).map(|i| i * i * 7 % 80).collect();
+        let whole = Decoder::new(&model, &Device::Cpu).logits(&ids, 1).unwrap();
+        let mut session = Session::new(&model, &Device::Cpu).unwrap();
+        let mut fed = 0;
+        for piece in [1, 1, 9, 1, 8, 1, 1, 1] {
+            let logits = flat(&session.feed(&ids[fed..fed + piece]).unwrap());
+            fed += piece;
+            let expected = flat(&whole.get(fed - 1).unwrap());
+            let worst =
+                logits.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            assert!(worst < 1e-4, "{case} after {fed}: off by {worst}");
+        }
+    }
 }

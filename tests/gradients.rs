@@ -152,7 +152,17 @@ fn difference(found: &[f32], expected: &[f32]) -> f64 {
 
 /// Windows of unequal parts of a chunk, with positions enough for sliding windows of 5.
 const SHAPES: [(usize, usize); 2] = [(3, 17), (1, 2)];
-const MODELS: [&str; 5] = ["llama", "llama-bias", "qwen2-sliding", "qwen3-moe", "qwen3-moe-mixed"];
+const MODELS: [&str; 9] = [
+    "llama",
+    "llama-bias",
+    "qwen2-sliding",
+    "qwen3-moe",
+    "qwen3-moe-mixed",
+    "gpt-bigcode",
+    "gpt-neox",
+    "phi3-partial-sliding",
+    "gemma2",
+];
 
 #[test]
 fn gradients_are_those_of_the_whole_model_at_once() {

@@ -11,7 +11,7 @@
 mod numbers;
 
 use bantam::error::Error;
-use bantam::ops;
+use bantam::ops::{self, Scores};
 use candle_core::{DType, Device, Tensor};
 use numbers::*;
 
@@ -140,16 +140,18 @@ fn rope_refuses_what_does_not_fit() {
 #[test]
 fn causal_attention_is_its_definition() {
     let mut random = Random(14);
-    for (b, heads, kv_heads, tq, tk, d, window) in [
-        (1, 1, 1, 1, 1, 1, None),
-        (2, 4, 2, 33, 33, 7, None),
-        (1, 6, 2, 129, 129, 16, Some(31)),
-        (1, 2, 2, 65, 100, 32, Some(1)),
-        (1, 3, 1, 5, 200, 8, Some(64)),
-        (2, 2, 1, 64, 64, 5, Some(1000)),
+    for (b, heads, kv_heads, tq, tk, d, window, cap) in [
+        (1, 1, 1, 1, 1, 1, None, None),
+        (2, 4, 2, 33, 33, 7, None, None),
+        (1, 6, 2, 129, 129, 16, Some(31), None),
+        (1, 2, 2, 65, 100, 32, Some(1), None),
+        (1, 3, 1, 5, 200, 8, Some(64), None),
+        (2, 2, 1, 64, 64, 5, Some(1000), None),
+        (1, 4, 2, 67, 70, 13, Some(33), Some(1.5)),
+        (2, 1, 1, 65, 65, 32, None, Some(20.0)),
     ] {
         let first: usize = tk - tq;
-        let what = format!("{:?}", (b, heads, kv_heads, tq, tk, d, window));
+        let what = format!("{:?}", (b, heads, kv_heads, tq, tk, d, window, cap));
         let q = random.vec(b * heads * tq * d, 2.0);
         let k = random.vec(b * kv_heads * tk * d, 2.0);
         let v = random.vec(b * kv_heads * tk * d, 2.0);
@@ -162,13 +164,19 @@ fn causal_attention_is_its_definition() {
             let sees = |j: usize| j <= first + row && window.is_none_or(|w| first + row - j < w);
             let keys: Vec<usize> = (0..tk).filter(|&j| sees(j)).collect();
             let pairs = |j: usize| (0..d).map(move |c| (at * d + c, (group + j) * d + c));
-            let dot = |j: usize| pairs(j).map(|(a, b)| f64::from(q[a]) * f64::from(k[b])).sum();
-            let scores: Vec<f64> = keys.iter().map(|&j| dot(j)).collect();
-            let dot = |j: usize| pairs(j).map(|(a, b)| q[a] * k[b]).sum();
-            let scores_f32: Vec<f32> = keys.iter().map(|&j| dot(j)).collect();
+            let capped = |s: f64| cap.map_or(s, |c: f32| f64::from(c) * (s / f64::from(c)).tanh());
+            let capped_f32 = |s: f32| cap.map_or(s, |c| c * (s / c).tanh());
+            let dot = |j: usize| -> f64 {
+                pairs(j).map(|(a, b)| f64::from(q[a]) * f64::from(k[b])).sum()
+            };
+            let score = |j: usize| capped(f64::from(scale) * dot(j));
+            let scores: Vec<f64> = keys.iter().map(|&j| score(j)).collect();
+            let dot = |j: usize| -> f32 { pairs(j).map(|(a, b)| q[a] * k[b]).sum() };
+            let score = |j: usize| capped_f32(scale * dot(j));
+            let scores_f32: Vec<f32> = keys.iter().map(|&j| score(j)).collect();
             let max = scores_f32.iter().copied().fold(f32::MIN, f32::max);
-            let e = |s: f64| (f64::from(scale) * (s - f64::from(max))).exp();
-            let e_f32 = |s: f32| (scale * (s - max)).exp();
+            let e = |s: f64| (s - f64::from(max)).exp();
+            let e_f32 = |s: f32| (s - max).exp();
             let sum: f64 = scores.iter().map(|&s| e(s)).sum();
             let sum_f32: f32 = scores_f32.iter().map(|&s| e_f32(s)).sum();
             for c in 0..d {
@@ -183,12 +191,13 @@ fn causal_attention_is_its_definition() {
         let q = tensor(&q, &[b, heads, tq, d]);
         let k = tensor(&k, &[b, kv_heads, tk, d]);
         let v = tensor(&v, &[b, kv_heads, tk, d]);
-        let y = ops::causal_attention(&q, &k, &v, scale, first, window).unwrap();
+        let scores = Scores { scale, cap };
+        let y = ops::causal_attention(&q, &k, &v, scores, first, window).unwrap();
         assert_eq!(y.dims(), [b * tq, heads * d]);
         assert_as_good_as_plain(&values(&y), &plain, &exact, &what);
         let on = |threads| {
             let y = on_threads(threads, || {
-                ops::causal_attention(&q, &shifted(&k), &v, scale, first, window).unwrap()
+                ops::causal_attention(&q, &shifted(&k), &v, scores, first, window).unwrap()
             });
             bits(&y)
         };
@@ -303,7 +312,8 @@ fn cross_entropy_refuses_what_does_not_fit() {
 fn causal_attention_refuses_what_does_not_fit() {
     let x = |shape: [usize; 4]| tensor(&vec![0.5; shape.iter().product()], &shape);
     let (q, kv) = (x([1, 2, 4, 2]), x([1, 1, 4, 2]));
-    let attend = |q, k, first, window| ops::causal_attention(q, k, k, 1.0, first, window);
+    let scores = Scores { scale: 1.0, cap: None };
+    let attend = |q, k, first, window| ops::causal_attention(q, k, k, scores, first, window);
     assert!(attend(&q, &kv, 0, Some(1)).is_ok());
     assert_refused(attend(&q, &kv, 1, None), &["4 queries from 1 over 4 keys"]);
     assert_refused(attend(&q, &kv, 0, Some(0)), &["window Some(0)"]);

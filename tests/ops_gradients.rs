@@ -9,7 +9,7 @@ mod numbers;
 use std::slice::from_ref;
 use std::sync::{Arc, Mutex};
 
-use bantam::ops::{self, GradientSink, GradientSinks};
+use bantam::ops::{self, GradientSink, GradientSinks, Scores};
 use candle_core::{D, DType, Device, Tensor, Var};
 use numbers::*;
 
@@ -193,13 +193,14 @@ fn of_causal_attention() {
         (3, 4, 4, 67, 67, 12, Some(5)),
     ] {
         let first: usize = tk - tq;
+        let scores = Scores { scale: 0.8, cap: None };
         let q = tensor(&random.vec(b * heads * tq * d, 2.0), &[b, heads, tq, d]);
         let k = tensor(&random.vec(b * kv_heads * tk * d, 2.0), &[b, kv_heads, tk, d]);
         let v = tensor(&random.vec(b * kv_heads * tk * d, 2.0), &[b, kv_heads, tk, d]);
         check(
             &format!("{:?}", (b, heads, kv_heads, tq, tk, d, window)),
             &[q, k, v],
-            &|x| ops::causal_attention(&x[0], &x[1], &x[2], 0.8, first, window),
+            &|x| ops::causal_attention(&x[0], &x[1], &x[2], scores, first, window),
             &|x| plain_attention(x, f64::from(0.8_f32), first, window),
         );
     }

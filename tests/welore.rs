@@ -19,6 +19,7 @@ fn site(m: usize, n: usize) -> Site {
         bias_dtype: None,
         port: Port::MlpIn,
         storage: Storage::Dense,
+        part: None,
     }
 }
 

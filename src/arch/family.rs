@@ -1,55 +1,80 @@
 //! The table of families: how each names its tensors and which switches its block sets.
 //!
 //! A family is one row. What differs between checkpoints of one family (sizes, biases, rope) comes
-//! from `config.json` and is resolved in [`ModelSpec`](super::ModelSpec).
+//! from `config.json` and is resolved in [`ModelSpec`](super::ModelSpec). Rows that share most of
+//! their fields with another are written as that row with changes; fields that a family has no use
+//! for (the experts' names of a dense family) keep what they inherit and are never read.
+
+use super::names::{ConfigKeys, GPT_KEYS, LLAMA_KEYS, Names};
+use super::names::{GEMMA2_NAMES, GPT_BIGCODE_NAMES, GPT_NEOX_NAMES, LLAMA_NAMES, PHI3_NAMES};
+use super::spec::Activation;
+use crate::ops::Gelu;
 
 /// One family of models: a row of [`FAMILIES`].
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq)]
+#[expect(clippy::struct_excessive_bools, reason = "a row of switches")]
 pub struct Family {
     /// `model_type` in `config.json`.
     pub model_type: &'static str,
     /// Tensor names.
     pub names: Names,
+    /// Names of the sizes in `config.json`.
+    pub keys: ConfigKeys,
+    /// The norm of the stream, and of the heads where `qk_norm`.
+    pub norm: NormKind,
+    /// What is added to the mean square or variance where the config has no such key.
+    pub default_norm_eps: f64,
     /// Where q, k, v and o have biases.
     pub attention_bias: BiasRule,
-    /// Where gate, up and down have biases.
+    /// Where the linears of a dense MLP have biases.
     pub mlp_bias: BiasRule,
     /// RMSNorm over each head of q and k.
     pub qk_norm: bool,
+    /// How positions enter.
+    pub positions: PositionRule,
     /// How the layers with a sliding window are chosen.
     pub sliding: SlidingRule,
+    /// `sliding_window` where the config has no such key.
+    pub default_window: Option<usize>,
+    /// The key of the score's divisor squared (`head_dim` without one) and its default.
+    pub score_scalar: Option<(&'static str, f64)>,
+    /// The key of a switch that turns the scaling of scores off.
+    pub score_switch: Option<&'static str>,
+    /// The keys of the soft caps of scores and of logits, with their defaults.
+    pub soft_caps: Option<[(&'static str, f64); 2]>,
     /// `head_dim` where the config has no such key: a constant, else `hidden / heads`.
     pub default_head_dim: Option<usize>,
-    /// `num_key_value_heads` where the config has no such key: a constant, else the query heads.
-    pub default_kv_heads: Option<usize>,
+    /// How many heads keys and values have.
+    pub kv_heads: KvHeadsRule,
+    /// The kind of a dense MLP.
+    pub mlp: MlpKind,
+    /// The activation where the config names none.
+    pub default_activation: Activation,
+    /// Positions the model was made for, where the config does not say.
+    pub default_positions: usize,
+    /// Whether head and embedding are one, where the config does not say.
+    pub default_tied: bool,
+    /// The embedding is multiplied by `√hidden`.
+    pub scaled_embedding: bool,
+    /// The key that makes attention and MLP read the same stream, on where it is absent.
+    pub parallel_residual: Option<&'static str>,
+    /// Switches that ask for something else than a causal decoder when they are on.
+    pub refused_switches: &'static [&'static str],
+    /// Buffers of a layer that older files hold beside the weights and nothing reads.
+    pub unread: &'static [&'static str],
     /// Whether layers may be mixtures of experts.
     pub experts: bool,
 }
 
-/// Tensor names of a family. Those of a layer are relative to `layer` + index + `.`.
-#[derive(Debug, PartialEq, Eq)]
-#[expect(missing_docs, reason = "each field is the name of the tensor or module it is named after")]
-pub struct Names {
-    pub embedding: &'static str,
-    pub final_norm: &'static str,
-    pub head: &'static str,
-    pub layer: &'static str,
-    pub attention_norm: &'static str,
-    pub q: &'static str,
-    pub k: &'static str,
-    pub v: &'static str,
-    pub o: &'static str,
-    pub q_norm: &'static str,
-    pub k_norm: &'static str,
-    pub mlp_norm: &'static str,
-    pub gate: &'static str,
-    pub up: &'static str,
-    pub down: &'static str,
-    pub router: &'static str,
-    pub experts: &'static str,
-    pub expert_gate: &'static str,
-    pub expert_up: &'static str,
-    pub expert_down: &'static str,
+/// How the stream is normalised before (and, with post-norms, after) each half of a block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NormKind {
+    /// `RMSNorm`, scaled by `weight`.
+    Rms,
+    /// `RMSNorm`, scaled by `1 + weight`.
+    RmsOffset,
+    /// `LayerNorm` with weight and bias.
+    Layer,
 }
 
 /// Which linears of a group carry a bias.
@@ -57,10 +82,28 @@ pub struct Names {
 pub enum BiasRule {
     /// None of them.
     Never,
-    /// All of them where this key of the config is true.
-    Key(&'static str),
+    /// All of them.
+    Always,
+    /// All of them where this key of the config is true; where it is absent, as said.
+    Key(&'static str, bool),
     /// q, k and v always, o never.
     QkvOnly,
+}
+
+/// How a family lets a token know its place.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum PositionRule {
+    /// Rotary, with these names of what `rope_parameters` may hold too.
+    Rotary {
+        /// The base.
+        theta: &'static str,
+        /// The share of each head's channels that turn, and its default; all of them without one.
+        partial: Option<(&'static str, f64)>,
+        /// What `rope_type` calls `LongRoPE`.
+        long: &'static [&'static str],
+    },
+    /// A table of embeddings, one per position, that is added to those of the tokens.
+    Learned,
 }
 
 /// How a family says which layers attend through a sliding window.
@@ -75,41 +118,55 @@ pub enum SlidingRule {
     /// Where `use_sliding_window`: the layers that `layer_types` marks, or, without that list,
     /// those from `max_window_layers` on.
     Marked,
+    /// The layers that `layer_types` marks, or, without that list, every other from the first on.
+    Alternate,
 }
 
-/// Names shared by llama and its descendants.
-const LLAMA_NAMES: Names = Names {
-    embedding: "model.embed_tokens.weight",
-    final_norm: "model.norm.weight",
-    head: "lm_head.weight",
-    layer: "model.layers.",
-    attention_norm: "input_layernorm.weight",
-    q: "self_attn.q_proj",
-    k: "self_attn.k_proj",
-    v: "self_attn.v_proj",
-    o: "self_attn.o_proj",
-    q_norm: "self_attn.q_norm.weight",
-    k_norm: "self_attn.k_norm.weight",
-    mlp_norm: "post_attention_layernorm.weight",
-    gate: "mlp.gate_proj",
-    up: "mlp.up_proj",
-    down: "mlp.down_proj",
-    router: "mlp.gate.weight",
-    experts: "mlp.experts.",
-    expert_gate: "gate_proj",
-    expert_up: "up_proj",
-    expert_down: "down_proj",
-};
+/// How many heads keys and values have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KvHeadsRule {
+    /// `num_key_value_heads`; where the config has no such key this many, or as many as queries.
+    Key(Option<usize>),
+    /// As many as queries.
+    AsQueries,
+    /// One, unless this key says false; then as many as queries.
+    OneIf(&'static str),
+}
+
+/// The kind of a dense MLP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MlpKind {
+    /// `down(act(gate x) · up x)`.
+    Gated,
+    /// `down(act(up x))`.
+    Plain,
+}
 
 const LLAMA: Family = Family {
     model_type: "llama",
     names: LLAMA_NAMES,
-    attention_bias: BiasRule::Key("attention_bias"),
-    mlp_bias: BiasRule::Key("mlp_bias"),
+    keys: LLAMA_KEYS,
+    norm: NormKind::Rms,
+    default_norm_eps: 1e-6,
+    attention_bias: BiasRule::Key("attention_bias", false),
+    mlp_bias: BiasRule::Key("mlp_bias", false),
     qk_norm: false,
+    positions: PositionRule::Rotary { theta: "rope_theta", partial: None, long: &["longrope"] },
     sliding: SlidingRule::Never,
+    default_window: Some(4096),
+    score_scalar: None,
+    score_switch: None,
+    soft_caps: None,
     default_head_dim: None,
-    default_kv_heads: None,
+    kv_heads: KvHeadsRule::Key(None),
+    mlp: MlpKind::Gated,
+    default_activation: Activation::Silu,
+    default_positions: 2048,
+    default_tied: false,
+    scaled_embedding: false,
+    parallel_residual: None,
+    refused_switches: &[],
+    unread: &[],
     experts: false,
 };
 
@@ -119,7 +176,98 @@ const QWEN3: Family = Family {
     qk_norm: true,
     sliding: SlidingRule::Marked,
     default_head_dim: Some(128),
-    default_kv_heads: Some(32),
+    kv_heads: KvHeadsRule::Key(Some(32)),
+    ..LLAMA
+};
+
+const STARCODER2: Family = Family {
+    model_type: "starcoder2",
+    names: Names { up: "mlp.c_fc", down: "mlp.c_proj", ..LLAMA_NAMES },
+    keys: ConfigKeys { norm_eps: "norm_epsilon", ..LLAMA_KEYS },
+    norm: NormKind::Layer,
+    default_norm_eps: 1e-5,
+    attention_bias: BiasRule::Key("use_bias", true),
+    mlp_bias: BiasRule::Key("use_bias", true),
+    sliding: SlidingRule::All,
+    default_window: None,
+    kv_heads: KvHeadsRule::Key(Some(2)),
+    mlp: MlpKind::Plain,
+    default_activation: Activation::Gelu(Gelu::Tanh),
+    default_positions: 4096,
+    default_tied: true,
+    ..LLAMA
+};
+
+const GPT_BIGCODE: Family = Family {
+    model_type: "gpt_bigcode",
+    names: GPT_BIGCODE_NAMES,
+    keys: GPT_KEYS,
+    attention_bias: BiasRule::Always,
+    mlp_bias: BiasRule::Always,
+    positions: PositionRule::Learned,
+    sliding: SlidingRule::Never,
+    score_switch: Some("scale_attn_weights"),
+    kv_heads: KvHeadsRule::OneIf("multi_query"),
+    default_positions: 1024,
+    refused_switches: &["add_cross_attention"],
+    ..STARCODER2
+};
+
+const GPT_NEOX: Family = Family {
+    model_type: "gpt_neox",
+    names: GPT_NEOX_NAMES,
+    keys: ConfigKeys { norm_eps: "layer_norm_eps", head_dim: None, ..LLAMA_KEYS },
+    attention_bias: BiasRule::Key("attention_bias", true),
+    mlp_bias: BiasRule::Always,
+    positions: PositionRule::Rotary {
+        theta: "rotary_emb_base",
+        partial: Some(("rotary_pct", 0.25)),
+        long: &["longrope"],
+    },
+    sliding: SlidingRule::Never,
+    kv_heads: KvHeadsRule::AsQueries,
+    default_activation: Activation::Gelu(Gelu::Erf),
+    default_positions: 2048,
+    default_tied: false,
+    parallel_residual: Some("use_parallel_residual"),
+    unread: &["attention.bias", "attention.masked_bias", "attention.rotary_emb.inv_freq"],
+    ..STARCODER2
+};
+
+const PHI3: Family = Family {
+    model_type: "phi3",
+    names: PHI3_NAMES,
+    default_norm_eps: 1e-5,
+    attention_bias: BiasRule::Never,
+    mlp_bias: BiasRule::Never,
+    positions: PositionRule::Rotary {
+        theta: "rope_theta",
+        partial: Some(("partial_rotary_factor", 1.0)),
+        long: &["longrope", "su", "yarn"],
+    },
+    sliding: SlidingRule::All,
+    default_window: None,
+    default_positions: 4096,
+    ..LLAMA
+};
+
+const GEMMA2: Family = Family {
+    model_type: "gemma2",
+    names: GEMMA2_NAMES,
+    keys: ConfigKeys { activation: "hidden_activation", ..LLAMA_KEYS },
+    norm: NormKind::RmsOffset,
+    attention_bias: BiasRule::Key("attention_bias", false),
+    mlp_bias: BiasRule::Never,
+    sliding: SlidingRule::Alternate,
+    score_scalar: Some(("query_pre_attn_scalar", 256.0)),
+    soft_caps: Some([("attn_logit_softcapping", 50.0), ("final_logit_softcapping", 30.0)]),
+    default_head_dim: Some(256),
+    kv_heads: KvHeadsRule::Key(Some(4)),
+    default_activation: Activation::Gelu(Gelu::Tanh),
+    default_positions: 8192,
+    default_tied: true,
+    scaled_embedding: true,
+    refused_switches: &["use_bidirectional_attention"],
     ..LLAMA
 };
 
@@ -131,7 +279,7 @@ pub const FAMILIES: &[Family] = &[
         attention_bias: BiasRule::Never,
         mlp_bias: BiasRule::Never,
         sliding: SlidingRule::All,
-        default_kv_heads: Some(8),
+        kv_heads: KvHeadsRule::Key(Some(8)),
         ..LLAMA
     },
     Family {
@@ -139,15 +287,20 @@ pub const FAMILIES: &[Family] = &[
         attention_bias: BiasRule::QkvOnly,
         mlp_bias: BiasRule::Never,
         sliding: SlidingRule::Marked,
-        default_kv_heads: Some(32),
+        kv_heads: KvHeadsRule::Key(Some(32)),
         ..LLAMA
     },
     QWEN3,
+    STARCODER2,
+    GPT_BIGCODE,
+    GPT_NEOX,
+    PHI3,
+    GEMMA2,
     Family {
         model_type: "qwen3_moe",
         sliding: SlidingRule::AllIfUsed,
         default_head_dim: None,
-        default_kv_heads: Some(4),
+        kv_heads: KvHeadsRule::Key(Some(4)),
         experts: true,
         ..QWEN3
     },

@@ -53,6 +53,10 @@ impl<'a> Keys<'a> {
         }
     }
 
+    pub(super) fn positive_or(&self, key: &str, default: f64) -> Result<f64> {
+        if self.value(key).is_some() { self.positive(key) } else { Ok(default) }
+    }
+
     pub(super) fn boolean(&self, key: &str) -> Result<Option<bool>> {
         Ok(self.config.bool(&self.path(key))?)
     }
@@ -63,6 +67,15 @@ impl<'a> Keys<'a> {
 
     pub(super) fn texts(&self, key: &str) -> Result<Option<Vec<&'a str>>> {
         self.typed(key, "a list of strings", |v| v.as_array()?.iter().map(Value::as_str).collect())
+    }
+
+    /// A list of as many positive numbers as said, which has to be there.
+    pub(super) fn positives(&self, key: &str, count: usize) -> Result<Vec<f64>> {
+        let expected = format!("{count} positive numbers");
+        let one = |v: &Value| v.as_f64().filter(|n| *n > 0.0);
+        let list = |v: &Value| v.as_array()?.iter().map(one).collect::<Option<Vec<f64>>>();
+        let found = self.typed(key, &expected, |v| list(v).filter(|list| list.len() == count))?;
+        found.ok_or_else(|| self.missing(key, &expected))
     }
 
     /// One number or a list of them, as `eos_token_id` is spelled; absent is an empty list.

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use super::family::Names;
+use super::family::{NormKind, PositionRule};
+use super::names::{Names, RowOrder};
+use super::part::{Part, Rows};
 use super::site::{Port, Role, Site, Storage};
 use super::spec::{MlpSpec, ModelSpec};
 use super::{LayerSpec, SourceModel};
@@ -67,67 +69,137 @@ struct Finder<'a> {
     sites: Vec<Site>,
 }
 
+/// What the family's row and the spec say of a linear.
+struct Linear {
+    name: String,
+    role: Role,
+    layer: usize,
+    shape: [usize; 2],
+    bias: bool,
+    port: Port,
+}
+
 impl Finder<'_> {
     fn layer(&mut self, spec: &ModelSpec, layer: usize, description: &LayerSpec) -> Result<()> {
         let (names, a, d) = (self.names, &spec.attention, spec.hidden);
         let (q, kv) = (a.heads * a.head_dim, a.kv_heads * a.head_dim);
         let at = |module: &str| format!("{}{layer}.{module}", names.layer);
-        self.push(at(names.q), Role::AttnQ, layer, [q, d], a.qkv_bias, Port::AttnIn)?;
-        self.push(at(names.k), Role::AttnK, layer, [kv, d], a.qkv_bias, Port::AttnIn)?;
-        self.push(at(names.v), Role::AttnV, layer, [kv, d], a.qkv_bias, Port::AttnIn)?;
-        self.push(at(names.o), Role::AttnO, layer, [d, q], a.o_bias, Port::AttnOut)?;
-        match description.mlp {
-            MlpSpec::Gated { intermediate: f, bias } => {
-                self.push(at(names.gate), Role::MlpGate, layer, [f, d], bias, Port::MlpIn)?;
-                self.push(at(names.up), Role::MlpUp, layer, [f, d], bias, Port::MlpIn)?;
-                self.push(at(names.down), Role::MlpDown, layer, [d, f], bias, Port::MlpHidden)?;
+        let linear = |name: &str, role, shape, bias, port| Linear {
+            name: at(name),
+            role,
+            layer,
+            shape,
+            bias,
+            port,
+        };
+        let qkv = [
+            linear(names.q, Role::AttnQ, [q, d], a.qkv_bias, Port::AttnIn),
+            linear(names.k, Role::AttnK, [kv, d], a.qkv_bias, Port::AttnIn),
+            linear(names.v, Role::AttnV, [kv, d], a.qkv_bias, Port::AttnIn),
+        ];
+        match names.qkv {
+            Some(fused) if fused.order == RowOrder::PerHead && q == kv => {
+                let h = a.head_dim;
+                let rows = |part| Rows { first: part * h, length: h, every: 3 * h, count: a.heads };
+                self.parts(&at(fused.module), qkv.into_iter().zip((0..3).map(rows)))?;
             }
-            MlpSpec::Experts { count, intermediate: f, .. } => {
-                for e in 0..count {
-                    let at = |module: &str| at(&format!("{}{e}.{module}", names.experts));
-                    let (inside, hidden) = (Port::ExpertIn(e), Port::ExpertHidden(e));
-                    self.push(
-                        at(names.expert_gate),
-                        Role::ExpertGate,
-                        layer,
-                        [f, d],
-                        false,
-                        inside,
-                    )?;
-                    self.push(at(names.expert_up), Role::ExpertUp, layer, [f, d], false, inside)?;
-                    self.push(
-                        at(names.expert_down),
-                        Role::ExpertDown,
-                        layer,
-                        [d, f],
-                        false,
-                        hidden,
-                    )?;
-                }
-            }
+            Some(fused) => self.stack(&at(fused.module), qkv)?,
+            None => qkv.into_iter().try_for_each(|linear| self.push(linear, None))?,
         }
-        Ok(())
+        self.push(linear(names.o, Role::AttnO, [d, q], a.o_bias, Port::AttnOut), None)?;
+        match description.mlp {
+            MlpSpec::Gated { intermediate: f, bias, .. } => {
+                let gate_up = [
+                    linear(names.gate, Role::MlpGate, [f, d], bias, Port::MlpIn),
+                    linear(names.up, Role::MlpUp, [f, d], bias, Port::MlpIn),
+                ];
+                match names.gate_up {
+                    Some(module) => self.stack(&at(module), gate_up)?,
+                    None => gate_up.into_iter().try_for_each(|linear| self.push(linear, None))?,
+                }
+                self.push(linear(names.down, Role::MlpDown, [d, f], bias, Port::MlpHidden), None)
+            }
+            MlpSpec::Plain { intermediate: f, bias, .. } => {
+                self.push(linear(names.up, Role::MlpUp, [f, d], bias, Port::MlpIn), None)?;
+                self.push(linear(names.down, Role::MlpDown, [d, f], bias, Port::MlpHidden), None)
+            }
+            MlpSpec::Experts { count, intermediate: f, .. } => (0..count).try_for_each(|e| {
+                let linear = |module: &str, role, shape, port| {
+                    linear(&format!("{}{e}.{module}", names.experts), role, shape, false, port)
+                };
+                let (inside, hidden) = (Port::ExpertIn(e), Port::ExpertHidden(e));
+                let gate = linear(names.expert_gate, Role::ExpertGate, [f, d], inside);
+                self.push(gate, None)?;
+                self.push(linear(names.expert_up, Role::ExpertUp, [f, d], inside), None)?;
+                self.push(linear(names.expert_down, Role::ExpertDown, [d, f], hidden), None)
+            }),
+        }
     }
 
-    fn push(
-        &mut self,
-        name: String,
-        role: Role,
-        layer: usize,
-        [out_features, in_features]: [usize; 2],
-        bias: bool,
-        port: Port,
-    ) -> Result<()> {
+    /// Linears whose rows stand one above the other in the tensors of `module`.
+    fn stack<const N: usize>(&mut self, module: &str, linears: [Linear; N]) -> Result<()> {
+        let mut first = 0;
+        let rows = linears.each_ref().map(|linear| {
+            let rows = Rows::range(first, linear.shape[0]);
+            first += linear.shape[0];
+            rows
+        });
+        self.parts(module, linears.into_iter().zip(rows))
+    }
+
+    /// Linears that share the tensors of `module`, which hold all of them or, where `config.json`
+    /// declares them, none.
+    fn parts(&mut self, module: &str, parts: impl Iterator<Item = (Linear, Rows)>) -> Result<()> {
+        let parts: Vec<_> = parts.collect();
+        let total = parts.iter().map(|(linear, _)| linear.shape[0]).sum();
+        let declared = |(linear, _): &&(Linear, Rows)| self.declared.contains_key(&linear.name);
+        let dissolved = parts.iter().any(|part| declared(&part));
+        if let Some((missing, _)) = parts.iter().find(|part| dissolved && !declared(part)) {
+            return Err(Error::Config {
+                file: self.checkpoint.root().join("config.json"),
+                key: format!("bantam.sites.{}", missing.name),
+                expected: format!("a storage, as other parts of `{module}` have"),
+                found: "missing".into(),
+            });
+        }
+        let first = self.sites.len();
+        for (linear, rows) in parts {
+            let module = module.to_owned();
+            self.push(linear, Some(Part { module, rows, total, fused: !dissolved }))?;
+        }
+        // One tensor had one dtype, and has to have it again when the parts are folded.
+        let dtypes = |site: &Site| (site.dtype, site.bias_dtype);
+        match self.sites[first..].iter().find(|s| dtypes(s) != dtypes(&self.sites[first])) {
+            None => Ok(()),
+            Some(other) => Err(Error::TensorMismatch {
+                tensor: other.name.clone(),
+                file: self.checkpoint.root().to_owned(),
+                expected: format!("{:?} as in the other parts", dtypes(&self.sites[first])),
+                found: format!("{:?}", dtypes(other)),
+            }),
+        }
+    }
+
+    fn push(&mut self, linear: Linear, part: Option<Part>) -> Result<()> {
+        let Linear { name, role, layer, shape: [out_features, in_features], bias, port } = linear;
         let storage = self.declared.remove(&name).unwrap_or(Storage::Dense);
+        let fused = part.as_ref().filter(|part| part.fused);
+        let module = fused.map_or(&name, |part| &part.module);
         let first = match storage {
             Storage::Dense => "weight",
             Storage::LowRank { .. } => "v.weight",
         };
-        let dtype = self.checkpoint.require(&format!("{name}.{first}"))?.dtype;
+        let dtype = self.checkpoint.require(&format!("{module}.{first}"))?.dtype;
         let bias_dtype = match bias {
-            true => Some(self.checkpoint.require(&format!("{name}.bias"))?.dtype),
+            true => Some(self.checkpoint.require(&format!("{module}.bias"))?.dtype),
             false => None,
         };
+        if let Some(Part { module, total, .. }) = fused {
+            check_tensor(self.checkpoint, &format!("{module}.weight"), &[*total, in_features])?;
+            if bias {
+                check_tensor(self.checkpoint, &format!("{module}.bias"), &[*total])?;
+            }
+        }
         let site = Site {
             name,
             role,
@@ -139,9 +211,12 @@ impl Finder<'_> {
             bias_dtype,
             port,
             storage,
+            part,
         };
-        for tensor in site.tensors(&site.storage) {
-            check_tensor(self.checkpoint, &tensor.name, &tensor.shape)?;
+        if site.fused().is_none() {
+            for tensor in site.tensors(&site.storage) {
+                check_tensor(self.checkpoint, &tensor.name, &tensor.shape)?;
+            }
         }
         self.sites.push(site);
         Ok(())
@@ -152,23 +227,37 @@ impl Finder<'_> {
 pub(super) fn check_remaining(checkpoint: &Checkpoint, spec: &ModelSpec) -> Result<()> {
     let (names, d) = (&spec.family.names, spec.hidden);
     check_tensor(checkpoint, names.embedding, &[spec.vocab, d])?;
-    check_tensor(checkpoint, names.final_norm, &[d])?;
+    if spec.family.positions == PositionRule::Learned {
+        check_tensor(checkpoint, names.positions, &[spec.max_positions, d])?;
+    }
+    check_norm(checkpoint, spec, names.final_norm, d)?;
     if !spec.tied {
         check_tensor(checkpoint, names.head, &[spec.vocab, d])?;
     }
     for (index, layer) in spec.layers.iter().enumerate() {
         let at = |tensor: &str| format!("{}{index}.{tensor}", names.layer);
-        check_tensor(checkpoint, &at(names.attention_norm), &[d])?;
-        check_tensor(checkpoint, &at(names.mlp_norm), &[d])?;
+        let norms = [Some(names.attention_norm), Some(names.mlp_norm)];
+        for norm in norms.into_iter().chain([names.attention_post_norm, names.mlp_post_norm]) {
+            norm.map_or(Ok(()), |norm| check_norm(checkpoint, spec, &at(norm), d))?;
+        }
         if spec.attention.qk_norm {
-            check_tensor(checkpoint, &at(names.q_norm), &[spec.attention.head_dim])?;
-            check_tensor(checkpoint, &at(names.k_norm), &[spec.attention.head_dim])?;
+            check_norm(checkpoint, spec, &at(names.q_norm), spec.attention.head_dim)?;
+            check_norm(checkpoint, spec, &at(names.k_norm), spec.attention.head_dim)?;
         }
         if let MlpSpec::Experts { count, .. } = layer.mlp {
             check_tensor(checkpoint, &at(names.router), &[count, d])?;
         }
     }
     Ok(())
+}
+
+/// Checks the tensors of a norm over `width` channels.
+fn check_norm(checkpoint: &Checkpoint, spec: &ModelSpec, module: &str, width: usize) -> Result<()> {
+    check_tensor(checkpoint, &format!("{module}.weight"), &[width])?;
+    match spec.norm.kind {
+        NormKind::Layer => check_tensor(checkpoint, &format!("{module}.bias"), &[width]),
+        NormKind::Rms | NormKind::RmsOffset => Ok(()),
+    }
 }
 
 fn check_tensor(checkpoint: &Checkpoint, name: &str, expected: &[usize]) -> Result<()> {

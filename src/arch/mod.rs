@@ -7,16 +7,22 @@
 mod family;
 mod keys;
 mod layout;
+mod names;
+mod part;
 mod rope;
 mod site;
 mod spec;
 
 pub(crate) use layout::LAYOUT_VERSION;
 
-pub use family::{FAMILIES, Family, Names, SlidingRule};
+pub use family::{
+    BiasRule, FAMILIES, Family, KvHeadsRule, MlpKind, NormKind, PositionRule, SlidingRule,
+};
+pub use names::{ConfigKeys, FusedQkv, Names, RowOrder};
+pub use part::{Part, Rows};
 pub use rope::{RopeScaling, RopeSpec};
 pub use site::{Port, Role, Site, Storage, Unit};
-pub use spec::{AttentionSpec, LayerSpec, MlpSpec, ModelSpec};
+pub use spec::{Activation, AttentionSpec, LayerSpec, MlpSpec, ModelSpec, NormSpec};
 
 use crate::checkpoint::{Checkpoint, TensorInfo};
 use crate::error::{Error, Result};
@@ -67,8 +73,15 @@ impl SourceModel {
     /// Tensors that no site owns: embeddings, norms, routers, whatever else the file holds.
     pub fn passthrough(&self) -> Vec<&TensorInfo> {
         let owned: std::collections::HashSet<String> =
-            self.sites.iter().flat_map(|s| s.tensors(&s.storage)).map(|t| t.name).collect();
+            self.sites.iter().flat_map(Site::stored_in).collect();
         self.checkpoint.tensors().filter(|t| !owned.contains(&t.name)).collect()
+    }
+
+    /// Whether `tensor` is a buffer that nothing computes with, by its name: a mask holds infinities.
+    pub fn is_unread(&self, tensor: &str) -> bool {
+        let family = self.spec.family;
+        let within = tensor.strip_prefix(family.names.layer).and_then(|rest| rest.split_once('.'));
+        within.is_some_and(|(_, name)| family.unread.contains(&name))
     }
 
     /// The error for a tensor whose shape contradicts `config.json`.

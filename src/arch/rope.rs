@@ -4,12 +4,15 @@
 //! `rope_parameters` object that holds both. The arithmetic lives in
 //! [`model`](crate::model), not here.
 
+use super::family::PositionRule;
 use super::keys::Keys;
 use crate::error::Result;
 
 /// Base frequency and scaling rule.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RopeSpec {
+    /// Channels of each head that turn, the first ones; even, and at most all of them.
+    pub channels: usize,
     /// Base of the geometric series of wavelengths.
     pub theta: f64,
     /// What is done to the frequencies for contexts longer than the model was trained on.
@@ -52,64 +55,123 @@ pub enum RopeScaling {
         /// Whether the ends of the ramp are rounded to whole channels.
         truncate: bool,
     },
+    /// `LongRoPE` (arXiv 2402.13753): every channel pair has a divisor of its own.
+    Long {
+        /// Divisors for texts that end within the original context.
+        short: Vec<f64>,
+        /// Divisors for longer texts.
+        long: Vec<f64>,
+        /// The context the model was trained on.
+        original: f64,
+        /// What cos and sin are multiplied by.
+        attention: f64,
+    },
 }
 
 /// The base where no config names one, as in transformers.
 const DEFAULT_THETA: f64 = 10_000.0;
 
 impl RopeSpec {
-    /// Reads the rope description.
+    /// Reads the rope description; `None` where the family has none.
     ///
     /// # Errors
     /// [`Error::Unsupported`](crate::Error::Unsupported) for a rule that is not built,
     /// [`Error::Config`](crate::Error::Config) for a value of the wrong kind.
-    pub(super) fn from_config(keys: &Keys<'_>, max_positions: usize) -> Result<Self> {
+    pub(super) fn from_config(
+        keys: &Keys<'_>,
+        rule: PositionRule,
+        head_dim: usize,
+        max_positions: usize,
+    ) -> Result<Option<Self>> {
+        let PositionRule::Rotary { theta: theta_key, partial, long } = rule else {
+            return Ok(None);
+        };
         // Where both are there transformers takes `rope_scaling` whole.
         let parameters = match keys.object("rope_scaling")? {
             Some(found) => Some(found),
             None => keys.object("rope_parameters")?,
         };
-        let top_theta = keys.number("rope_theta")?;
-        let Some(rope) = parameters else {
-            return Ok(Self {
-                theta: top_theta.unwrap_or(DEFAULT_THETA),
-                scaling: RopeScaling::None,
-            });
-        };
-        let theta = match rope.number("rope_theta")? {
+        let inside = |key: &str| parameters.as_ref().map_or(Ok(None), |rope| rope.number(key));
+        let theta = match inside("rope_theta")? {
             Some(theta) => theta,
-            None => top_theta.unwrap_or(DEFAULT_THETA),
+            None => keys.number(theta_key)?.unwrap_or(DEFAULT_THETA),
         };
-        if let Some(partial) = rope.number("partial_rotary_factor")?
-            && (partial - 1.0).abs() > f64::EPSILON
-        {
-            return Err(keys.unsupported(&format!("`partial_rotary_factor` {partial}")));
-        }
-        let rule = match rope.text("rope_type")? {
-            Some(rule) => Some(rule),
-            None => rope.text("type")?,
+        let share = match (inside("partial_rotary_factor")?, partial) {
+            (Some(given), Some(_)) => given,
+            (Some(given), None) if (given - 1.0).abs() > f64::EPSILON => {
+                return Err(keys.unsupported(&format!("`partial_rotary_factor` {given}")));
+            }
+            (None, Some((key, default))) => keys.number(key)?.unwrap_or(default),
+            (_, None) => 1.0,
         };
-        let original = match keys.number("original_max_position_embeddings")? {
-            Some(top) => Some(top),
-            None => rope.number("original_max_position_embeddings")?,
+        let channels = rotary_channels(keys, share, head_dim)?;
+        let scaling = match parameters {
+            Some(rope) => scaling(keys, &rope, long, channels / 2, max_positions)?,
+            None => RopeScaling::None,
         };
-        #[expect(clippy::cast_precision_loss, reason = "a context length is far below 2^52")]
-        let max_positions = max_positions as f64;
-        let original = original.unwrap_or(max_positions);
-        let scaling = match rule {
-            None | Some("default") => RopeScaling::None,
-            Some("linear") => RopeScaling::Linear { factor: rope.positive("factor")? },
-            Some("llama3") => RopeScaling::Llama3 {
-                factor: rope.positive("factor")?,
-                low: rope.positive("low_freq_factor")?,
-                high: rope.positive("high_freq_factor")?,
-                original,
-            },
-            Some("yarn") => yarn(&rope, original, max_positions)?,
-            Some(other) => return Err(keys.unsupported(&format!("rope type `{other}`"))),
-        };
-        Ok(Self { theta, scaling })
+        Ok(Some(Self { channels, theta, scaling }))
     }
+}
+
+/// The channels that turn: `⌊share · head_dim⌋`, which has to be even.
+fn rotary_channels(keys: &Keys<'_>, share: f64, head_dim: usize) -> Result<usize> {
+    let channels = (share * head_dim as f64).floor();
+    if !(channels >= 2.0 && channels <= head_dim as f64 && channels % 2.0 == 0.0) {
+        let found = format!("{head_dim}, of which {channels} turn");
+        return Err(keys.wrong("head_dim", "channels of which an even number turns", &found));
+    }
+    #[expect(clippy::cast_sign_loss, reason = "between 2 and head_dim")]
+    Ok(channels as usize)
+}
+
+fn scaling(
+    keys: &Keys<'_>,
+    rope: &Keys<'_>,
+    long_names: &[&str],
+    pairs: usize,
+    max_positions: usize,
+) -> Result<RopeScaling> {
+    let rule = match rope.text("rope_type")? {
+        Some(rule) => Some(rule),
+        None => rope.text("type")?,
+    };
+    let original = match keys.number("original_max_position_embeddings")? {
+        Some(top) => Some(top),
+        None => rope.number("original_max_position_embeddings")?,
+    };
+    let max_positions = max_positions as f64;
+    let original = original.unwrap_or(max_positions);
+    match rule {
+        Some(name) if long_names.contains(&name) => long(rope, pairs, original, max_positions),
+        None | Some("default") => Ok(RopeScaling::None),
+        Some("linear") => Ok(RopeScaling::Linear { factor: rope.positive("factor")? }),
+        Some("llama3") => Ok(RopeScaling::Llama3 {
+            factor: rope.positive("factor")?,
+            low: rope.positive("low_freq_factor")?,
+            high: rope.positive("high_freq_factor")?,
+            original,
+        }),
+        Some("yarn") => yarn(rope, original, max_positions),
+        Some(other) => Err(keys.unsupported(&format!("rope type `{other}`"))),
+    }
+}
+
+fn long(rope: &Keys<'_>, pairs: usize, original: f64, max_positions: f64) -> Result<RopeScaling> {
+    let factor = match rope.value("factor").is_none() {
+        true => max_positions / original,
+        false => rope.positive("factor")?,
+    };
+    let attention = match rope.number("attention_factor")? {
+        Some(given) => given,
+        None if factor <= 1.0 => 1.0,
+        None => (1.0 + factor.ln() / original.ln()).sqrt(),
+    };
+    Ok(RopeScaling::Long {
+        short: rope.positives("short_factor", pairs)?,
+        long: rope.positives("long_factor", pairs)?,
+        original,
+        attention,
+    })
 }
 
 fn yarn(rope: &Keys<'_>, original: f64, max_positions: f64) -> Result<RopeScaling> {

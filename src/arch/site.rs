@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
+use super::part::Part;
 use crate::checkpoint::TensorSpec;
 use safetensors::Dtype;
 
@@ -24,7 +25,7 @@ pub enum Role {
     /// Gate projection of a dense MLP.
     #[serde(rename = "mlp.gate")]
     MlpGate,
-    /// Up projection of a dense MLP.
+    /// Up projection of a dense MLP; its first linear where there is no gate.
     #[serde(rename = "mlp.up")]
     MlpUp,
     /// Down projection of a dense MLP.
@@ -124,10 +125,12 @@ pub struct Site {
     pub port: Port,
     /// How the checkpoint stores it now.
     pub storage: Storage,
+    /// Its place in a fused tensor, where the family has one for it.
+    pub part: Option<Part>,
 }
 
 impl Site {
-    /// The tensors that hold this site under `storage`, bias last.
+    /// The tensors of its own that hold this site under `storage`, bias last.
     pub fn tensors(&self, storage: &Storage) -> Vec<TensorSpec> {
         let spec = |suffix: &str, shape: Vec<usize>| TensorSpec {
             name: format!("{}.{suffix}", self.name),
@@ -147,7 +150,23 @@ impl Site {
         tensors
     }
 
-    /// Bytes of this site under `storage`, bias included.
+    /// The fused module that holds this site in the checkpoint, where one does.
+    pub fn fused(&self) -> Option<&Part> {
+        self.part.as_ref().filter(|part| part.fused)
+    }
+
+    /// Names of the checkpoint's tensors that hold this site, alone or with others; bias last.
+    pub fn stored_in(&self) -> Vec<String> {
+        match self.fused() {
+            Some(part) => {
+                let suffixes = ["weight", "bias"].into_iter().take(1 + usize::from(self.bias));
+                suffixes.map(|suffix| format!("{}.{suffix}", part.module)).collect()
+            }
+            None => self.tensors(&self.storage).into_iter().map(|tensor| tensor.name).collect(),
+        }
+    }
+
+    /// Bytes of this site under `storage`, bias included; the same for rows of a fused tensor.
     pub fn bytes(&self, storage: &Storage) -> u64 {
         self.tensors(storage).iter().map(TensorSpec::bytes).sum()
     }

@@ -1,10 +1,11 @@
 //! `config.json` resolved into the numbers and switches the decoder needs.
 
-use super::family::{BiasRule, FAMILIES, Family, SlidingRule};
+use super::family::{BiasRule, FAMILIES, Family, KvHeadsRule, MlpKind, NormKind, SlidingRule};
 use super::keys::Keys;
 use super::rope::RopeSpec;
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
+use crate::ops::Gelu;
 
 /// Everything the decoder must know about a model, and nothing about where it is stored.
 #[derive(Debug, Clone, PartialEq)]
@@ -17,16 +18,29 @@ pub struct ModelSpec {
     pub vocab: usize,
     /// Positions the model was made for.
     pub max_positions: usize,
-    /// Added to the mean square inside every `RMSNorm`.
-    pub norm_eps: f64,
+    /// The norm of the stream.
+    pub norm: NormSpec,
     /// The head is the embedding.
     pub tied: bool,
     /// What all layers' attention has in common.
     pub attention: AttentionSpec,
+    /// Attention and MLP read the same stream, each through its own norm; both are added to it.
+    pub parallel_residual: bool,
     /// What differs between layers, in order.
     pub layers: Vec<LayerSpec>,
+    /// `c`, where logits `z` become `c tanh(z / c)`.
+    pub logit_cap: Option<f64>,
     /// Token ids that end a text.
     pub eos: Vec<u32>,
+}
+
+/// A norm over the last dimension.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct NormSpec {
+    /// Which one.
+    pub kind: NormKind,
+    /// Added to the mean square or variance.
+    pub eps: f64,
 }
 
 /// Attention, as far as it is the same in every layer.
@@ -44,8 +58,12 @@ pub struct AttentionSpec {
     pub o_bias: bool,
     /// `RMSNorm` over each head of q and k.
     pub qk_norm: bool,
-    /// Rotary embedding.
-    pub rope: RopeSpec,
+    /// What scores `q · k` are multiplied by.
+    pub scale: f64,
+    /// `c`, where scaled scores `s` become `c tanh(s / c)`.
+    pub score_cap: Option<f64>,
+    /// Rotary embedding; `None` where positions are learned.
+    pub rope: Option<RopeSpec>,
 }
 
 /// One layer.
@@ -60,14 +78,25 @@ pub struct LayerSpec {
 /// The feed-forward half of a layer.
 #[derive(Debug, Clone, PartialEq)]
 pub enum MlpSpec {
-    /// `down(silu(gate x) * up x)`.
+    /// `down(act(gate x) * up x)`.
     Gated {
         /// Width of gate and up.
         intermediate: usize,
         /// The three linears have biases.
         bias: bool,
+        /// What the gate goes through.
+        activation: Activation,
     },
-    /// A router and experts, each a gated MLP.
+    /// `down(gelu(up x))`.
+    Plain {
+        /// Width of up.
+        intermediate: usize,
+        /// Both linears have biases.
+        bias: bool,
+        /// The form of the activation.
+        gelu: Gelu,
+    },
+    /// A router and experts, each a gated MLP with `silu`.
     Experts {
         /// How many.
         count: usize,
@@ -78,6 +107,27 @@ pub enum MlpSpec {
         /// Chosen probabilities are divided by their sum.
         renormalise: bool,
     },
+}
+
+/// The nonlinearity of an MLP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activation {
+    /// `x · sigmoid(x)`.
+    Silu,
+    /// `x · Φ(x)`, in one of its forms.
+    Gelu(Gelu),
+}
+
+impl Activation {
+    /// The activation of this name in transformers.
+    fn named(name: &str) -> Option<Self> {
+        match name {
+            "silu" | "swish" => Some(Self::Silu),
+            "gelu" => Some(Self::Gelu(Gelu::Erf)),
+            "gelu_new" | "gelu_pytorch_tanh" => Some(Self::Gelu(Gelu::Tanh)),
+            _ => None,
+        }
+    }
 }
 
 impl ModelSpec {
@@ -96,32 +146,30 @@ impl ModelSpec {
         if keys.value("quantization_config").is_some() {
             return Err(keys.unsupported("a quantised checkpoint (`quantization_config`)"));
         }
-        if let Some(act) = keys.text("hidden_act")?
-            && act != "silu"
-            && act != "swish"
-        {
-            return Err(keys.unsupported(&format!("`hidden_act` \"{act}\"")));
+        for &switch in family.refused_switches {
+            if keys.boolean(switch)? == Some(true) {
+                return Err(keys.unsupported(&format!("`{switch}` true")));
+            }
         }
-        let hidden = keys.count("hidden_size")?;
-        let max_positions = keys.count_or("max_position_embeddings", 2048)?;
-        let attention = attention(&keys, family, hidden, max_positions)?;
+        let hidden = keys.count(family.keys.hidden)?;
+        let max_positions = keys.count_or(family.keys.positions, family.default_positions)?;
+        let tied = keys.boolean("tie_word_embeddings")?.unwrap_or(family.default_tied);
         Ok(Self {
             family,
             hidden,
             vocab: keys.count("vocab_size")?,
             max_positions,
-            norm_eps: match keys.number("rms_norm_eps")? {
-                Some(eps) if eps < 0.0 => {
-                    return Err(keys.wrong("rms_norm_eps", "not negative", &eps.to_string()));
-                }
-                found => found.unwrap_or(1e-6),
-            },
+            norm: norm(&keys, family)?,
             // A head on disk is used even where the config ties it, as transformers does.
-            tied: keys.boolean("tie_word_embeddings")? == Some(true)
-                && checkpoint.get(family.names.head).is_none(),
-            layers: layers(&keys, family)?,
+            tied: tied && checkpoint.get(family.names.head).is_none(),
+            attention: attention(&keys, family, hidden, max_positions)?,
+            parallel_residual: match family.parallel_residual {
+                Some(key) => keys.boolean(key)?.unwrap_or(true),
+                None => false,
+            },
+            layers: layers(&keys, family, hidden)?,
+            logit_cap: soft_cap(&keys, family.soft_caps.map(|[_, logits]| logits))?,
             eos: keys.ids("eos_token_id")?,
-            attention,
         })
     }
 
@@ -131,61 +179,108 @@ impl ModelSpec {
     }
 }
 
+fn norm(keys: &Keys<'_>, family: &Family) -> Result<NormSpec> {
+    let key = family.keys.norm_eps;
+    match keys.number(key)? {
+        Some(eps) if eps < 0.0 => Err(keys.wrong(key, "not negative", &eps.to_string())),
+        found => Ok(NormSpec { kind: family.norm, eps: found.unwrap_or(family.default_norm_eps) }),
+    }
+}
+
+/// The cap under a key; null turns it off, absence means the default.
+fn soft_cap(keys: &Keys<'_>, rule: Option<(&str, f64)>) -> Result<Option<f64>> {
+    match rule {
+        Some((key, _)) if keys.is_null(key) => Ok(None),
+        Some((key, default)) => keys.positive_or(key, default).map(Some),
+        None => Ok(None),
+    }
+}
+
 fn attention(
     keys: &Keys<'_>,
     family: &Family,
     hidden: usize,
     max_positions: usize,
 ) -> Result<AttentionSpec> {
-    let heads = keys.count("num_attention_heads")?;
-    let kv_heads = match (keys.count_option("num_key_value_heads")?, family.default_kv_heads) {
-        (Some(given), _) => given,
-        (None, Some(constant)) if !keys.is_null("num_key_value_heads") => constant,
-        (None, _) => heads,
-    };
-    if kv_heads == 0 || !heads.is_multiple_of(kv_heads) {
-        return Err(keys.wrong(
-            "num_key_value_heads",
-            &format!("a divisor of the {heads} heads"),
-            &kv_heads.to_string(),
-        ));
+    let heads = keys.count(family.keys.heads)?;
+    let kv_heads = kv_heads(keys, family.kv_heads, heads)?;
+    let given = family.keys.head_dim.map(|key| keys.count_option(key)).transpose()?.flatten();
+    let head_dim = given.or(family.default_head_dim).unwrap_or(hidden / heads);
+    if head_dim == 0 {
+        let key = family.keys.head_dim.filter(|_| given.is_some()).unwrap_or(family.keys.heads);
+        return Err(keys.wrong(key, "heads of at least one channel", "none"));
     }
-    let head_dim = match (keys.count_option("head_dim")?, family.default_head_dim) {
-        (Some(given), _) => given,
-        (None, Some(constant)) => constant,
-        (None, None) => hidden / heads,
-    };
-    if head_dim == 0 || !head_dim.is_multiple_of(2) {
-        return Err(keys.wrong("head_dim", "an even positive number", &head_dim.to_string()));
-    }
+    let rope = RopeSpec::from_config(keys, family.positions, head_dim, max_positions)?;
     let (qkv_bias, o_bias) = match family.attention_bias {
-        BiasRule::Never => (false, false),
         BiasRule::QkvOnly => (true, false),
-        BiasRule::Key(key) => {
-            let on = keys.boolean(key)?.unwrap_or(false);
+        other => {
+            let on = bias(keys, other)?;
             (on, on)
         }
     };
-    let rope = RopeSpec::from_config(keys, max_positions)?;
-    Ok(AttentionSpec { heads, kv_heads, head_dim, qkv_bias, o_bias, qk_norm: family.qk_norm, rope })
+    let scaled = match family.score_switch {
+        Some(key) => keys.boolean(key)?.unwrap_or(true),
+        None => true,
+    };
+    let divisor = match family.score_scalar {
+        Some((key, default)) => keys.positive_or(key, default)?,
+        None => head_dim as f64,
+    };
+    Ok(AttentionSpec {
+        heads,
+        kv_heads,
+        head_dim,
+        qkv_bias,
+        o_bias,
+        qk_norm: family.qk_norm,
+        scale: if scaled { 1.0 / divisor.sqrt() } else { 1.0 },
+        score_cap: soft_cap(keys, family.soft_caps.map(|[scores, _]| scores))?,
+        rope,
+    })
 }
 
-fn layers(keys: &Keys<'_>, family: &Family) -> Result<Vec<LayerSpec>> {
-    let count = keys.count("num_hidden_layers")?;
+fn kv_heads(keys: &Keys<'_>, rule: KvHeadsRule, heads: usize) -> Result<usize> {
+    const KEY: &str = "num_key_value_heads";
+    let default = match rule {
+        KvHeadsRule::AsQueries => return Ok(heads),
+        KvHeadsRule::OneIf(key) => {
+            return Ok(if keys.boolean(key)?.unwrap_or(true) { 1 } else { heads });
+        }
+        KvHeadsRule::Key(default) => default.filter(|_| !keys.is_null(KEY)).unwrap_or(heads),
+    };
+    let kv_heads = keys.count_option(KEY)?.unwrap_or(default);
+    if kv_heads == 0 || !heads.is_multiple_of(kv_heads) {
+        let expected = format!("a divisor of the {heads} heads");
+        return Err(keys.wrong(KEY, &expected, &kv_heads.to_string()));
+    }
+    Ok(kv_heads)
+}
+
+/// Whether a group of linears has biases; a rule for a part of the group counts as none.
+fn bias(keys: &Keys<'_>, rule: BiasRule) -> Result<bool> {
+    match rule {
+        BiasRule::Never | BiasRule::QkvOnly => Ok(false),
+        BiasRule::Always => Ok(true),
+        BiasRule::Key(key, default) => Ok(keys.boolean(key)?.unwrap_or(default)),
+    }
+}
+
+fn layers(keys: &Keys<'_>, family: &Family, hidden: usize) -> Result<Vec<LayerSpec>> {
+    let count = keys.count(family.keys.layers)?;
     // More layers than any model has: refused before a list of them is made.
     if count > 100_000 {
-        return Err(keys.wrong("num_hidden_layers", "at most 100000", &count.to_string()));
+        return Err(keys.wrong(family.keys.layers, "at most 100000", &count.to_string()));
     }
     let windows = windows(keys, family, count)?;
-    let mlps = (0..count).map(|layer| mlp(keys, family, layer)).collect::<Result<Vec<_>>>()?;
+    let mlps =
+        (0..count).map(|layer| mlp(keys, family, hidden, layer)).collect::<Result<Vec<_>>>()?;
     Ok(windows.into_iter().zip(mlps).map(|(window, mlp)| LayerSpec { window, mlp }).collect())
 }
 
 fn windows(keys: &Keys<'_>, family: &Family, count: usize) -> Result<Vec<Option<usize>>> {
     let window = match keys.count_option("sliding_window")? {
-        Some(window) => Some(window),
-        None if keys.is_null("sliding_window") => None,
-        None => Some(4096),
+        None if !keys.is_null("sliding_window") => family.default_window,
+        found => found,
     };
     let used = keys.boolean("use_sliding_window")? == Some(true);
     match family.sliding {
@@ -194,33 +289,60 @@ fn windows(keys: &Keys<'_>, family: &Family, count: usize) -> Result<Vec<Option<
         SlidingRule::AllIfUsed => Ok(vec![window.filter(|_| used); count]),
         SlidingRule::Marked => {
             let window = window.filter(|_| used);
-            if let Some(types) = keys.texts("layer_types")? {
-                if types.len() != count {
-                    let found = format!("{} entries", types.len());
-                    return Err(keys.wrong("layer_types", &format!("{count} entries"), &found));
-                }
-                return types
-                    .iter()
-                    .map(|t| match *t {
-                        "full_attention" => Ok(None),
-                        "sliding_attention" => Ok(window),
-                        other => Err(keys.unsupported(&format!("layer type `{other}`"))),
-                    })
-                    .collect();
+            if let Some(marked) = marked_windows(keys, window, count)? {
+                return Ok(marked);
             }
             let first = keys.count_option("max_window_layers")?.unwrap_or(28);
             Ok((0..count).map(|layer| window.filter(|_| layer >= first)).collect())
         }
+        SlidingRule::Alternate => match marked_windows(keys, window, count)? {
+            Some(marked) => Ok(marked),
+            None => Ok((0..count).map(|layer| window.filter(|_| layer % 2 == 0)).collect()),
+        },
     }
 }
 
-fn mlp(keys: &Keys<'_>, family: &Family, layer: usize) -> Result<MlpSpec> {
+/// The window of every layer that `layer_types` marks, where the config has that list.
+fn marked_windows(
+    keys: &Keys<'_>,
+    window: Option<usize>,
+    count: usize,
+) -> Result<Option<Vec<Option<usize>>>> {
+    let Some(types) = keys.texts("layer_types")? else { return Ok(None) };
+    if types.len() != count {
+        let found = format!("{} entries", types.len());
+        return Err(keys.wrong("layer_types", &format!("{count} entries"), &found));
+    }
+    let windows = types.iter().map(|t| match *t {
+        "full_attention" => Ok(None),
+        "sliding_attention" => Ok(window),
+        other => Err(keys.unsupported(&format!("layer type `{other}`"))),
+    });
+    windows.collect::<Result<_>>().map(Some)
+}
+
+fn mlp(keys: &Keys<'_>, family: &Family, hidden: usize, layer: usize) -> Result<MlpSpec> {
+    let key = family.keys.activation;
+    let activation = match keys.text(key)? {
+        Some(name) => Activation::named(name)
+            .ok_or_else(|| keys.unsupported(&format!("`{key}` \"{name}\"")))?,
+        None => family.default_activation,
+    };
+    let refused = || keys.unsupported(&format!("`{key}` {activation:?} in {}", family.model_type));
     let dense = |keys: &Keys<'_>| -> Result<MlpSpec> {
-        let bias = match family.mlp_bias {
-            BiasRule::Key(key) => keys.boolean(key)?.unwrap_or(false),
-            BiasRule::Never | BiasRule::QkvOnly => false,
+        let bias = bias(keys, family.mlp_bias)?;
+        let key = family.keys.intermediate;
+        let intermediate = match family.keys.default_intermediate {
+            Some(multiple) => keys.count_or(key, multiple * hidden)?,
+            None => keys.count(key)?,
         };
-        Ok(MlpSpec::Gated { intermediate: keys.count("intermediate_size")?, bias })
+        match (family.mlp, activation) {
+            (MlpKind::Gated, activation) => Ok(MlpSpec::Gated { intermediate, bias, activation }),
+            (MlpKind::Plain, Activation::Gelu(gelu)) => {
+                Ok(MlpSpec::Plain { intermediate, bias, gelu })
+            }
+            (MlpKind::Plain, Activation::Silu) => Err(refused()),
+        }
     };
     if !family.experts {
         return dense(keys);
@@ -234,6 +356,9 @@ fn mlp(keys: &Keys<'_>, family: &Family, layer: usize) -> Result<MlpSpec> {
     let listed = only_dense.iter().any(|&l| usize::try_from(l) == Ok(layer));
     if count == 0 || listed || !(layer + 1).is_multiple_of(step) {
         return dense(keys);
+    }
+    if activation != Activation::Silu {
+        return Err(refused());
     }
     let top_k = keys.count("num_experts_per_tok")?;
     if top_k > count {
@@ -249,4 +374,26 @@ fn mlp(keys: &Keys<'_>, family: &Family, layer: usize) -> Result<MlpSpec> {
         top_k,
         renormalise: keys.boolean("norm_topk_prob")?.unwrap_or(false),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The two forms differ by less than the tolerance of the golden logits: names decide.
+    #[test]
+    fn activations_have_the_names_of_transformers() {
+        for (name, form) in
+            [("gelu", Gelu::Erf), ("gelu_new", Gelu::Tanh), ("gelu_pytorch_tanh", Gelu::Tanh)]
+        {
+            assert_eq!(Activation::named(name), Some(Activation::Gelu(form)));
+        }
+        assert_eq!(Activation::named("swish"), Activation::named("silu"));
+        assert_eq!(Activation::named("gelu_fast"), None);
+        let default = |family: &str| {
+            FAMILIES.iter().find(|f| f.model_type == family).map(|f| f.default_activation)
+        };
+        assert_eq!(default("gpt_neox"), Activation::named("gelu"));
+        assert_eq!(default("gpt_bigcode"), Activation::named("gelu_pytorch_tanh"));
+    }
 }

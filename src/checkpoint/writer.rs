@@ -147,12 +147,35 @@ impl ModelWriter {
         source: &Checkpoint,
         tensor: &TensorInfo,
     ) -> Result<(), CheckpointError> {
-        let mut pending = self.begin(name)?;
+        let pending = self.begin(name)?;
+        self.carry(pending, source, tensor)
+    }
+
+    /// As [`copy`](Self::copy), for a tensor that nothing computes with, such as the minus infinity
+    /// of a mask: its values need not be finite.
+    ///
+    /// # Errors
+    /// As [`copy`](Self::copy), but for the values.
+    pub fn copy_unread(
+        &mut self,
+        source: &Checkpoint,
+        tensor: &TensorInfo,
+    ) -> Result<(), CheckpointError> {
+        let pending = Pending { checked: false, ..self.begin(&tensor.name)? };
+        self.carry(pending, source, tensor)
+    }
+
+    fn carry(
+        &mut self,
+        mut pending: Pending,
+        source: &Checkpoint,
+        tensor: &TensorInfo,
+    ) -> Result<(), CheckpointError> {
         let spec = &pending.spec;
         if (spec.dtype, &spec.shape) != (tensor.dtype, &tensor.shape) {
             return Err(CheckpointError::Bug(format!(
-                "tensor `{name}` is planned as {} {:?} and copied from {} {:?}",
-                spec.dtype, spec.shape, tensor.dtype, tensor.shape
+                "tensor `{}` is planned as {} {:?} and copied from {} {:?}",
+                spec.name, spec.dtype, spec.shape, tensor.dtype, tensor.shape
             )));
         }
         let shard = source.shard_of(tensor)?;
@@ -215,7 +238,7 @@ impl ModelWriter {
             file.write_at(0, &shard.header)?;
             self.open = Some(file);
         }
-        Ok(Pending { spec, place, written: 0 })
+        Ok(Pending { spec, place, written: 0, checked: true })
     }
 
     /// Adds to the tensor what its data continue with; errors name it `label`.
@@ -225,7 +248,7 @@ impl ModelWriter {
         label: &str,
         bytes: &[u8],
     ) -> Result<(), CheckpointError> {
-        let Pending { spec, place, written } = pending;
+        let Pending { spec, place, written, checked } = pending;
         let after = *written + bytes.len() as u64;
         if after > spec.bytes() {
             return Err(wrong_size(spec, after));
@@ -235,7 +258,7 @@ impl ModelWriter {
             let message = format!("tensor `{}`: a part ends inside an element", spec.name);
             return Err(CheckpointError::Bug(message));
         }
-        if let Some(at) = first_non_finite(spec.dtype, bytes) {
+        if *checked && let Some(at) = first_non_finite(spec.dtype, bytes) {
             let index = *written / (bits / 8) + at as u64;
             return Err(CheckpointError::NonFinite { tensor: label.to_owned(), index });
         }
@@ -322,6 +345,8 @@ struct Pending {
     spec: TensorSpec,
     place: Place,
     written: u64,
+    /// Its values have to be finite.
+    checked: bool,
 }
 
 fn wrong_size(spec: &TensorSpec, found: u64) -> CheckpointError {

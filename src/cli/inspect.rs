@@ -72,7 +72,7 @@ fn by_dtype(model: &SourceModel) -> BTreeMap<String, u64> {
 fn experts(model: &SourceModel) -> Option<(usize, usize)> {
     model.spec.layers.iter().find_map(|layer| match layer.mlp {
         MlpSpec::Experts { count, top_k, .. } => Some((count, top_k)),
-        MlpSpec::Gated { .. } => None,
+        MlpSpec::Gated { .. } | MlpSpec::Plain { .. } => None,
     })
 }
 

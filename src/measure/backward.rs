@@ -58,7 +58,7 @@ impl<'a> Backward<'a> {
         let (layers, rows) = (sweep.layers(), chunks.iter().map(|ids| ids.len()).collect());
         let activations = Activations::new(layers + 1, rows, model.spec.hidden, keep, device)?;
         for (chunk, ids) in chunks.iter().enumerate() {
-            activations.put(0, chunk, &sweep.decoder.embed(ids)?)?;
+            activations.put(0, chunk, &sweep.embed(ids)?)?;
         }
         for layer in 0..layers {
             let block = sweep.decoder.block(layer)?;

@@ -29,8 +29,7 @@ impl<'a> Stream<'a> {
     /// Ids outside the vocabulary; embeddings that cannot be read.
     pub fn new(model: &'a SourceModel, windows: &Windows, device: &Device) -> Result<Self> {
         let sweep = Sweep::new(model, windows.length(), device)?;
-        let chunks =
-            sweep::chunks(windows).map(|ids| sweep.decoder.embed(ids)).collect::<Result<_>>()?;
+        let chunks = sweep::chunks(windows).map(|ids| sweep.embed(ids)).collect::<Result<_>>()?;
         Ok(Self { sweep, chunks, layer: 0 })
     }
 

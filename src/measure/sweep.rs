@@ -37,6 +37,11 @@ impl<'a> Sweep<'a> {
         self.decoder.model().spec.layers.len()
     }
 
+    /// The residual stream of `ids`, whole windows, before the first block.
+    pub(super) fn embed(&self, ids: &[u32]) -> Result<Tensor> {
+        self.decoder.embed(ids, 0, self.length)
+    }
+
     /// The rows `chunk` of the residual stream, whole windows, through `block`.
     pub(super) fn through(
         &self,

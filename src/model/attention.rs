@@ -1,9 +1,11 @@
-//! Grouped-query causal attention with rotary positions, optional qk-norm and sliding window.
+//! Grouped-query causal attention: rotary positions or none, optional qk-norm, sliding window and
+//! soft cap of the scores.
 
 use candle_core::{Device, Tensor};
 
 use super::block::BlockContext;
-use super::linear::{Linear, load_tensor};
+use super::linear::Linear;
+use super::norm::Norm;
 use super::{KvCache, Observer};
 use crate::arch::{ModelSpec, Port, Site};
 use crate::checkpoint::Checkpoint;
@@ -17,13 +19,13 @@ pub(super) struct Attention {
     k: Linear,
     v: Linear,
     o: Linear,
-    q_norm: Option<Tensor>,
-    k_norm: Option<Tensor>,
+    q_norm: Option<Norm>,
+    k_norm: Option<Norm>,
     heads: usize,
     kv_heads: usize,
     head_dim: usize,
     window: Option<usize>,
-    norm_eps: f64,
+    scores: ops::Scores,
 }
 
 impl Attention {
@@ -37,9 +39,8 @@ impl Attention {
     ) -> Result<Self> {
         let (a, names) = (&spec.attention, &spec.family.names);
         let norm = |name: &str| {
-            let load =
-                || load_tensor(checkpoint, &format!("{}{layer}.{name}", names.layer), device);
-            a.qk_norm.then(load).transpose()
+            let module = format!("{}{layer}.{name}", names.layer);
+            a.qk_norm.then(|| Norm::load(checkpoint, spec.norm, &module, device)).transpose()
         };
         Ok(Self {
             q: Linear::load(checkpoint, q, device)?,
@@ -52,7 +53,7 @@ impl Attention {
             kv_heads: a.kv_heads,
             head_dim: a.head_dim,
             window: spec.layers[layer].window,
-            norm_eps: spec.norm_eps,
+            scores: ops::Scores { scale: a.scale as f32, cap: a.score_cap.map(|cap| cap as f32) },
         })
     }
 
@@ -76,28 +77,23 @@ impl Attention {
             Some(cache) => cache.extend(k, v)?,
             None => (k, v),
         };
-        #[expect(
-            clippy::cast_possible_truncation,
-            clippy::cast_precision_loss,
-            reason = "an f32 scale"
-        )]
-        let scale = (1.0 / (self.head_dim as f64).sqrt()) as f32;
-        let mixed = ops::causal_attention(&q, &k, &v, scale, context.first, self.window)?;
+        let mixed = ops::causal_attention(&q, &k, &v, self.scores, context.first, self.window)?;
         observer.input(Port::AttnOut, &mixed)?;
         self.o.forward(&mixed, observer)
     }
 
-    /// Projected rows to `[batch, heads, length, head_dim]`, normed where the family norms, rotated.
+    /// Projected rows to `[batch, heads, length, head_dim]`, normed where the family norms, rotated
+    /// as far as it rotates.
     fn rotated(
         &self,
         rows: &Tensor,
         heads: usize,
-        norm: Option<&Tensor>,
+        norm: Option<&Norm>,
         context: &BlockContext<'_>,
     ) -> Result<Tensor> {
         let split = rows.reshape((context.batch, context.length, heads, self.head_dim))?;
         let split = match norm {
-            Some(weight) => ops::rms_norm(&split, weight, self.norm_eps)?,
+            Some(norm) => norm.forward(&split)?,
             None => split,
         };
         ops::rope(&split, context.cos, context.sin)

@@ -1,10 +1,17 @@
 //! One transformer block: two norms, attention, MLP, two residual additions.
+//!
+//! ```text
+//! sequential   h = x + attention(norm(x))    y = h + mlp(norm(h))
+//! parallel     h = x + attention(norm(x))    y = h + mlp(norm(x))
+//! ```
+//!
+//! With post-norms, what a half adds is normed once more before it is added.
 
 use candle_core::{Device, Tensor};
 
 use super::attention::Attention;
-use super::linear::load_tensor;
 use super::mlp::Mlp;
+use super::norm::Norm;
 use super::{Half, KvCache, Observer};
 use crate::arch::{Site, SourceModel};
 use crate::error::{Error, Result};
@@ -14,11 +21,14 @@ use crate::ops;
 #[derive(Debug)]
 pub struct Block {
     layer: usize,
-    attention_norm: Tensor,
+    attention_norm: Norm,
     attention: Attention,
-    mlp_norm: Tensor,
+    attention_post_norm: Option<Norm>,
+    mlp_norm: Norm,
     mlp: Mlp,
-    norm_eps: f64,
+    mlp_post_norm: Option<Norm>,
+    /// The MLP reads what attention read, not what it wrote.
+    parallel: bool,
 }
 
 /// Where the rows of an activation stand: `batch` texts of `length` positions from `first` on.
@@ -30,9 +40,9 @@ pub struct BlockContext<'a> {
     pub length: usize,
     /// Absolute position of the first.
     pub first: usize,
-    /// `[length, head_dim / 2]`.
+    /// `[length, half of the channels that turn]`.
     pub cos: &'a Tensor,
-    /// `[length, head_dim / 2]`.
+    /// The same shape.
     pub sin: &'a Tensor,
 }
 
@@ -48,15 +58,18 @@ impl Block {
             return Err(Error::Bug(format!("layer {layer} has {} sites", sites.len())));
         };
         let names = &spec.family.names;
-        let norm =
-            |name: &str| load_tensor(checkpoint, &format!("{}{layer}.{name}", names.layer), device);
+        let norm = |name: &str| {
+            Norm::load(checkpoint, spec.norm, &format!("{}{layer}.{name}", names.layer), device)
+        };
         Ok(Self {
             layer,
             attention_norm: norm(names.attention_norm)?,
             attention: Attention::load(checkpoint, spec, layer, [q, k, v, o], device)?,
+            attention_post_norm: names.attention_post_norm.map(norm).transpose()?,
             mlp_norm: norm(names.mlp_norm)?,
             mlp: Mlp::load(checkpoint, spec, layer, mlp, device)?,
-            norm_eps: spec.norm_eps,
+            mlp_post_norm: names.mlp_post_norm.map(norm).transpose()?,
+            parallel: spec.parallel_residual,
         })
     }
 
@@ -71,13 +84,15 @@ impl Block {
         cache: Option<&mut KvCache>,
         observer: &mut dyn Observer,
     ) -> Result<Tensor> {
-        let normed = ops::rms_norm(x, &self.attention_norm, self.norm_eps)?;
+        let normed = self.attention_norm.forward(x)?;
         let added = self.attention.forward(&normed, context, cache, observer)?;
-        let x = ops::add(x, &added)?;
-        observer.residual(Half::Attention, &added, &x)?;
-        let normed = ops::rms_norm(&x, &self.mlp_norm, self.norm_eps)?;
+        let added = post_normed(added, self.attention_post_norm.as_ref())?;
+        let between = ops::add(x, &added)?;
+        observer.residual(Half::Attention, &added, &between)?;
+        let normed = self.mlp_norm.forward(if self.parallel { x } else { &between })?;
         let added = self.mlp.forward(&normed, observer)?;
-        let x = ops::add(&x, &added)?;
+        let added = post_normed(added, self.mlp_post_norm.as_ref())?;
+        let x = ops::add(&between, &added)?;
         observer.residual(Half::Mlp, &added, &x)?;
         Ok(x)
     }
@@ -85,5 +100,12 @@ impl Block {
     /// Index of the block.
     pub fn layer(&self) -> usize {
         self.layer
+    }
+}
+
+fn post_normed(added: Tensor, norm: Option<&Norm>) -> Result<Tensor> {
+    match norm {
+        Some(norm) => norm.forward(&added),
+        None => Ok(added),
     }
 }

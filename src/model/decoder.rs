@@ -4,8 +4,9 @@ use candle_core::{Device, Tensor, Var};
 
 use super::block::{Block, BlockContext};
 use super::linear::load_tensor;
+use super::norm::Norm;
 use super::{GradientSinks, KvCache, Unobserved, rope};
-use crate::arch::SourceModel;
+use crate::arch::{PositionRule, SourceModel};
 use crate::checkpoint::{CheckpointError, to_f32};
 use crate::error::{Error, Result};
 use crate::ops;
@@ -34,31 +35,55 @@ impl<'a> Decoder<'a> {
         &self.device
     }
 
-    /// Rows `[ids.len(), hidden]` of the embedding; only these are read.
+    /// The stream `[ids.len(), hidden]` before the first block, for texts of `length` ids each whose
+    /// first stands at position `first`: rows of the embedding, scaled where the family scales, and
+    /// those of learned positions added. Only these rows are read.
     ///
     /// # Errors
-    /// Rows that are not finite; an id outside the vocabulary is a bug of the caller.
-    pub fn embed(&self, ids: &[u32]) -> Result<Tensor> {
-        let (vocab, hidden) = (self.model.spec.vocab, self.model.spec.hidden);
-        if let Some(&id) = ids.iter().find(|&&id| id as usize >= vocab) {
-            return Err(Error::Bug(format!("token id {id} is outside the vocabulary of {vocab}")));
+    /// Rows that are not finite; an id outside the vocabulary, or a position past the learned ones,
+    /// is a bug of the caller.
+    pub fn embed(&self, ids: &[u32], first: usize, length: usize) -> Result<Tensor> {
+        let spec = &self.model.spec;
+        let names = &spec.family.names;
+        let tokens: Vec<usize> = ids.iter().map(|&id| id as usize).collect();
+        let x = self.table_rows(names.embedding, spec.vocab, &tokens)?;
+        let x = match spec.family.scaled_embedding {
+            // The factor is rounded to f32, as transformers rounds it to what it computes in.
+            true => x.affine(f64::from((spec.hidden as f64).sqrt() as f32), 0.0)?,
+            false => x,
+        };
+        match spec.family.positions {
+            PositionRule::Rotary { .. } => Ok(x),
+            PositionRule::Learned => {
+                let places: Vec<usize> = (0..ids.len()).map(|i| first + i % length).collect();
+                let places = self.table_rows(names.positions, spec.max_positions, &places)?;
+                ops::add(&x, &places)
+            }
+        }
+    }
+
+    /// Rows `[rows.len(), hidden]` of tensor `name`, a table of `count` rows.
+    fn table_rows(&self, name: &str, count: usize, rows: &[usize]) -> Result<Tensor> {
+        let hidden = self.model.spec.hidden;
+        if let Some(row) = rows.iter().find(|&&row| row >= count) {
+            return Err(Error::Bug(format!("row {row} of `{name}`, which has {count}")));
         }
         let checkpoint = &self.model.checkpoint;
-        let info = checkpoint.require(self.model.spec.family.names.embedding)?;
+        let info = checkpoint.require(name)?;
         let bytes = checkpoint.bytes(info)?;
-        let row = bytes.len() / vocab;
-        let rows: Vec<u8> =
-            ids.iter().flat_map(|&id| &bytes[id as usize * row..][..row]).copied().collect();
-        let values = to_f32(info.dtype, &rows, &info.name).map_err(|error| match error {
+        let width = bytes.len() / count;
+        let found: Vec<u8> =
+            rows.iter().flat_map(|&row| &bytes[row * width..][..width]).copied().collect();
+        let values = to_f32(info.dtype, &found, &info.name).map_err(|error| match error {
             // The place counts in the rows gathered; the user looks for it in the tensor.
             CheckpointError::NonFinite { tensor, index } => {
                 let (row, column) = (index as usize / hidden, index % hidden as u64);
-                let index = u64::from(ids[row]) * hidden as u64 + column;
+                let index = (rows[row] * hidden) as u64 + column;
                 CheckpointError::NonFinite { tensor, index }
             }
             other => other,
         })?;
-        Ok(Tensor::from_vec(values, (ids.len(), hidden), &self.device)?)
+        Ok(Tensor::from_vec(values, (rows.len(), hidden), &self.device)?)
     }
 
     /// Reads block `layer`.
@@ -69,13 +94,16 @@ impl<'a> Decoder<'a> {
         Block::load(self.model, layer, &self.device)
     }
 
-    /// cos and sin for positions `first .. first + length`.
+    /// cos and sin for positions `first .. first + length`, `[length, 0]` where nothing turns.
     ///
     /// # Errors
     /// Only if the device is out of memory.
     pub fn rope(&self, first: usize, length: usize) -> Result<(Tensor, Tensor)> {
-        let attention = &self.model.spec.attention;
-        rope::tables(&attention.rope, attention.head_dim, first, length, &self.device)
+        if let Some(rope) = &self.model.spec.attention.rope {
+            return rope::tables(rope, first, length, &self.device);
+        }
+        let none = Tensor::from_vec(Vec::<f32>::new(), (length, 0), &self.device)?;
+        Ok((none.clone(), none))
     }
 
     /// Reads the final norm and the head.
@@ -87,8 +115,8 @@ impl<'a> Decoder<'a> {
         let names = &spec.family.names;
         let weight = if spec.tied { names.embedding } else { names.head };
         let weight = load_tensor(checkpoint, weight, &self.device)?;
-        let norm = load_tensor(checkpoint, names.final_norm, &self.device)?;
-        Ok(Head { norm, weight, norm_eps: spec.norm_eps })
+        let norm = Norm::load(checkpoint, spec.norm, names.final_norm, &self.device)?;
+        Ok(Head { norm, weight, cap: spec.logit_cap.map(|cap| cap as f32) })
     }
 
     /// Logits `[batch · length, vocab]` of `batch` texts of equal length, every block read in turn.
@@ -99,7 +127,7 @@ impl<'a> Decoder<'a> {
         let length = ids.len() / batch;
         let (cos, sin) = self.rope(0, length)?;
         let context = BlockContext { batch, length, first: 0, cos: &cos, sin: &sin };
-        let mut x = self.embed(ids)?;
+        let mut x = self.embed(ids, 0, length)?;
         for layer in 0..self.model.spec.layers.len() {
             x = self.block(layer)?.forward(&x, &context, None, &mut Unobserved)?;
         }
@@ -110,9 +138,10 @@ impl<'a> Decoder<'a> {
 /// The final norm and the projection to the vocabulary.
 #[derive(Debug)]
 pub struct Head {
-    norm: Tensor,
+    norm: Norm,
     weight: Tensor,
-    norm_eps: f64,
+    /// The soft cap of the logits.
+    cap: Option<f32>,
 }
 
 impl Head {
@@ -121,8 +150,18 @@ impl Head {
     /// # Errors
     /// Only the tensor engine's.
     pub fn logits(&self, x: &Tensor) -> Result<Tensor> {
-        let normed = ops::rms_norm(x, &self.norm, self.norm_eps)?;
-        ops::linear(&normed, &self.weight, None, GradientSinks::default())
+        self.capped(self.project(&self.norm.forward(x)?)?)
+    }
+
+    fn project(&self, normed: &Tensor) -> Result<Tensor> {
+        ops::linear(normed, &self.weight, None, GradientSinks::default())
+    }
+
+    fn capped(&self, logits: Tensor) -> Result<Tensor> {
+        match self.cap {
+            Some(cap) => ops::soft_cap(&logits, cap),
+            None => Ok(logits),
+        }
     }
 
     /// Negative log likelihood `[tokens]` in nats of `targets` under the logits of rows `x`.
@@ -140,11 +179,15 @@ impl Head {
     /// As [`losses`](Self::losses).
     pub fn losses_and_gradient(&self, x: &Tensor, targets: &Tensor) -> Result<(Tensor, Tensor)> {
         let x = Var::from_tensor(&x.detach())?;
-        let normed = ops::rms_norm(&x, &self.norm, self.norm_eps)?;
+        let normed = self.norm.forward(&x)?;
         // Step by step: nothing is as large as the logits, of which autograd would hold copies.
-        let logits = ops::linear(&normed.detach(), &self.weight, None, GradientSinks::default())?;
+        let logits = self.capped(self.project(&normed.detach())?)?;
         let losses = ops::cross_entropy(&logits, targets)?;
         let above = ops::cross_entropy_gradient(&logits, targets, &losses.ones_like()?)?;
+        let above = match self.cap {
+            Some(cap) => ops::soft_cap_gradient(&logits, &above, cap)?,
+            None => above,
+        };
         drop(logits);
         let above = above.matmul(&self.weight)?;
         let gradient = ops::upstream(&normed, &above)?.backward()?.remove(&x);
@@ -191,7 +234,7 @@ impl<'a> Session<'a> {
             cos: &cos,
             sin: &sin,
         };
-        let mut x = self.decoder.embed(ids)?;
+        let mut x = self.decoder.embed(ids, self.position, ids.len())?;
         for (block, cache) in &mut self.blocks {
             x = block.forward(&x, &context, Some(cache), &mut Unobserved)?;
         }

@@ -2,6 +2,7 @@
 
 use candle_core::{Device, Tensor};
 
+use super::rows::load_site_tensor;
 use super::{GradientSinks, Observer};
 use crate::arch::{Site, Storage};
 use crate::checkpoint::{Checkpoint, to_f32};
@@ -25,14 +26,19 @@ pub fn load_tensor(checkpoint: &Checkpoint, name: &str, device: &Device) -> Resu
 /// # Errors
 /// As [`load_tensor`].
 pub fn dense_weight(checkpoint: &Checkpoint, site: &Site, device: &Device) -> Result<Tensor> {
+    let load = |suffix: &str| load_site_tensor(checkpoint, site, suffix, device);
     match site.storage {
-        Storage::Dense => load_tensor(checkpoint, &format!("{}.weight", site.name), device),
-        Storage::LowRank { .. } => {
-            let u = load_tensor(checkpoint, &format!("{}.u.weight", site.name), device)?;
-            let v = load_tensor(checkpoint, &format!("{}.v.weight", site.name), device)?;
-            Ok(u.matmul(&v)?)
-        }
+        Storage::Dense => load("weight"),
+        Storage::LowRank { .. } => Ok(load("u.weight")?.matmul(&load("v.weight")?)?),
     }
+}
+
+/// The bias `[out]` of `site` in f32, where it has one.
+///
+/// # Errors
+/// As [`load_tensor`].
+pub fn bias(checkpoint: &Checkpoint, site: &Site, device: &Device) -> Result<Option<Tensor>> {
+    site.bias.then(|| load_site_tensor(checkpoint, site, "bias", device)).transpose()
 }
 
 /// `y = W x + b` with `W` in one of its storages.
@@ -57,15 +63,14 @@ impl Linear {
     /// # Errors
     /// As [`load_tensor`].
     pub fn load(checkpoint: &Checkpoint, site: &Site, device: &Device) -> Result<Self> {
-        let load =
-            |suffix: &str| load_tensor(checkpoint, &format!("{}.{suffix}", site.name), device);
+        let load = |suffix: &str| load_site_tensor(checkpoint, site, suffix, device);
         let weight = match site.storage {
             Storage::Dense => Weight::Dense(load("weight")?),
             Storage::LowRank { .. } => {
                 Weight::LowRank { v: load("v.weight")?, u: load("u.weight")? }
             }
         };
-        let bias = site.bias.then(|| load("bias")).transpose()?;
+        let bias = bias(checkpoint, site, device)?;
         Ok(Self { site: site.clone(), weight, bias })
     }
 

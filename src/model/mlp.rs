@@ -1,32 +1,48 @@
-//! The feed-forward half of a block: one gated MLP, or a router and experts.
+//! The feed-forward half of a block: an MLP, gated or plain, or a router and experts.
 
 use candle_core::{D, Device, Tensor};
 
 use super::linear::{Linear, load_tensor};
 use super::{GradientSinks, Observer};
-use crate::arch::{MlpSpec, ModelSpec, Port, Site};
+use crate::arch::{Activation, MlpSpec, ModelSpec, Port, Site};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
-use crate::ops;
+use crate::ops::{self, Gelu};
 
 /// What follows the attention.
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "there is one per block, and nearly all are dense")]
 pub(super) enum Mlp {
     Gated(Gated),
-    Experts { router: Tensor, experts: Vec<Gated>, top_k: usize, renormalise: bool },
+    /// `down(gelu(up x))`.
+    Plain {
+        up: Linear,
+        down: Linear,
+        gelu: Gelu,
+    },
+    Experts {
+        router: Tensor,
+        experts: Vec<Gated>,
+        top_k: usize,
+        renormalise: bool,
+    },
 }
 
-/// `down(silu(gate x) · up x)`.
+/// `down(act(gate x) · up x)`.
 #[derive(Debug)]
 pub(super) struct Gated {
     gate: Linear,
     up: Linear,
     down: Linear,
+    activation: Activation,
 }
 
 impl Gated {
-    fn load(checkpoint: &Checkpoint, sites: &[&Site], device: &Device) -> Result<Self> {
+    fn load(
+        checkpoint: &Checkpoint,
+        sites: &[&Site],
+        activation: Activation,
+        device: &Device,
+    ) -> Result<Self> {
         let [gate, up, down] = sites else {
             return Err(Error::Bug(format!("a gated MLP of {} sites", sites.len())));
         };
@@ -34,20 +50,25 @@ impl Gated {
             gate: Linear::load(checkpoint, gate, device)?,
             up: Linear::load(checkpoint, up, device)?,
             down: Linear::load(checkpoint, down, device)?,
+            activation,
         })
     }
 
     fn forward(&self, x: &Tensor, hidden: Port, observer: &mut dyn Observer) -> Result<Tensor> {
         let gate = self.gate.forward(x, observer)?;
         let up = self.up.forward(x, observer)?;
-        let h = ops::silu_mul(&gate, &up)?;
+        let h = match self.activation {
+            Activation::Silu => ops::silu_mul(&gate, &up)?,
+            Activation::Gelu(form) => ops::gelu_mul(&gate, &up, form)?,
+        };
         observer.input(hidden, &h)?;
         self.down.forward(&h, observer)
     }
 }
 
 impl Mlp {
-    /// Reads the MLP of `layer`; `sites` are gate, up, down, of each expert in turn where there are any.
+    /// Reads the MLP of `layer`; `sites` are gate (where there is one), up, down, of each expert in
+    /// turn where there are any.
     pub(super) fn load(
         checkpoint: &Checkpoint,
         spec: &ModelSpec,
@@ -56,7 +77,16 @@ impl Mlp {
         device: &Device,
     ) -> Result<Self> {
         match spec.layers[layer].mlp {
-            MlpSpec::Gated { .. } => Ok(Self::Gated(Gated::load(checkpoint, sites, device)?)),
+            MlpSpec::Gated { activation, .. } => {
+                Ok(Self::Gated(Gated::load(checkpoint, sites, activation, device)?))
+            }
+            MlpSpec::Plain { gelu, .. } => {
+                let [up, down] = sites else {
+                    return Err(Error::Bug(format!("a plain MLP of {} sites", sites.len())));
+                };
+                let up = Linear::load(checkpoint, up, device)?;
+                Ok(Self::Plain { up, down: Linear::load(checkpoint, down, device)?, gelu })
+            }
             MlpSpec::Experts { top_k, renormalise, .. } => {
                 let names = &spec.family.names;
                 let router = format!("{}{layer}.{}", names.layer, names.router);
@@ -64,7 +94,7 @@ impl Mlp {
                     router: load_tensor(checkpoint, &router, device)?,
                     experts: sites
                         .chunks(3)
-                        .map(|s| Gated::load(checkpoint, s, device))
+                        .map(|s| Gated::load(checkpoint, s, Activation::Silu, device))
                         .collect::<Result<_>>()?,
                     top_k,
                     renormalise,
@@ -78,6 +108,11 @@ impl Mlp {
         observer.input(Port::MlpIn, x)?;
         match self {
             Self::Gated(mlp) => mlp.forward(x, Port::MlpHidden, observer),
+            Self::Plain { up, down, gelu } => {
+                let h = ops::gelu(&up.forward(x, observer)?, *gelu)?;
+                observer.input(Port::MlpHidden, &h)?;
+                down.forward(&h, observer)
+            }
             Self::Experts { router, experts, top_k, renormalise } => {
                 let routes = route(x, router, *top_k, *renormalise)?;
                 let routed = x.index_select(&routes.rows, 0)?;

@@ -6,6 +6,9 @@
 //!                    │ norm · mlp or experts · +     (measure, eval) or kept (generate)
 //! ```
 //!
+//! Families differ in their norms, in whether the halves are normed once more before they are added,
+//! and in whether the MLP reads the stream before or after attention was added to it.
+//!
 //! Weights are read in their own dtype and computed with in f32. A block reports what flows
 //! through it to an [`Observer`]; it knows nothing of what is done with it.
 
@@ -15,13 +18,16 @@ mod cache;
 mod decoder;
 mod linear;
 mod mlp;
+mod norm;
 mod rope;
+mod rows;
 mod sampler;
 
 pub use block::{Block, BlockContext};
 pub use cache::KvCache;
 pub use decoder::{Decoder, Head, Session};
-pub use linear::{Linear, dense_weight, load_tensor};
+pub use linear::{Linear, bias, dense_weight, load_tensor};
+pub use rows::part_bytes;
 pub use sampler::Sampler;
 
 use candle_core::Tensor;

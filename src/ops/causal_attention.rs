@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! p = first + i       key j is allowed iff j <= p and (no window or p - j < window)
-//! y[b, i, h] = Σ_j softmax_j(scale q[b, h, i] · k[b, g, j]) v[b, g, j]     g = h / (heads / kv_heads)
+//! y[b, i, h] = Σ_j softmax_j(f(scale q[b, h, i] · k[b, g, j])) v[b, g, j]  g = h / (heads / kv_heads)
+//! f(s) = s, or cap tanh(s / cap)
 //! q [b, heads, tq, d]    k, v [b, kv_heads, tk, d]    ->    y [b tq, heads d]    all f32
 //! gradients of q, k and v:  see `gradient.rs`
 //! ```
@@ -29,6 +30,41 @@ const OP: &str = "causal_attention";
 /// Queries of one tile: its scores over a few thousand keys stay in the second-level cache.
 const QUERIES: usize = 64;
 
+/// What becomes of a score before the softmax.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Scores {
+    /// What `q · k` is multiplied by; positive.
+    pub scale: f32,
+    /// `c`, where a scaled score `s` becomes `c tanh(s / c)`; positive.
+    pub cap: Option<f32>,
+}
+
+impl Scores {
+    /// Bends products `q · k` where there is a cap, and returns what they are to be multiplied by then.
+    fn bend(self, products: &mut [f32]) -> f32 {
+        let Some(cap) = self.cap else { return self.scale };
+        lanes::run(Bend { by: self.scale / cap, products });
+        cap
+    }
+}
+
+/// `tanh(by x)` of every element, in place.
+struct Bend<'a> {
+    by: f32,
+    products: &'a mut [f32],
+}
+
+impl Kernel for Bend<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        for x in self.products {
+            *x = lanes::tanh(*x * self.by);
+        }
+    }
+}
+
 /// Attention of `q [b, heads, tq, d]`, the first at position `first`, over all of `k` and `v`
 /// `[b, kv_heads, tk, d]`, which are at positions `0..tk`. Rows of the result are `[b · tq, heads · d]`.
 ///
@@ -38,7 +74,7 @@ pub fn causal_attention(
     q: &Tensor,
     k: &Tensor,
     v: &Tensor,
-    scale: f32,
+    scores: Scores,
     first: usize,
     window: Option<usize>,
 ) -> Result<Tensor> {
@@ -57,12 +93,12 @@ pub fn causal_attention(
         let why = format_args!("{tq} queries from {first} over {tk} keys, window {window:?}");
         return Err(operand::refuse(OP, why));
     }
-    Ok(q.apply_op3(k, v, CausalAttention { scale, first, window })?)
+    Ok(q.apply_op3(k, v, CausalAttention { scores, first, window })?)
 }
 
 #[derive(Clone, Copy)]
 struct CausalAttention {
-    scale: f32,
+    scores: Scores,
     first: usize,
     window: Option<usize>,
 }
@@ -157,7 +193,8 @@ impl CausalAttention {
             let v = MatRef::from_row_major_slice(&text.v[group..][..keys * d], keys, d);
             let s = MatMut::from_row_major_slice_mut(&mut scores, queries, keys);
             matmul(s, Accum::Replace, q, k.transpose(), 1.0, Par::Seq);
-            lanes::run(MaskedSoftmax { scale: self.scale, mask, scores: &mut scores, keys });
+            let scale = self.scores.bend(&mut scores);
+            lanes::run(MaskedSoftmax { scale, mask, scores: &mut scores, keys });
             let s = MatRef::from_row_major_slice(&scores, queries, keys);
             // Rows of y seen as columns: faer 0.24's row-major view with a stride mixes the two up.
             let y = &mut y[head * d..];

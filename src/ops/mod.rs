@@ -4,11 +4,15 @@
 //! |---|---|---|
 //! | [`linear`] | `x wᵀ + bias` | `[t, n], [m, n], [m] -> [t, m]` |
 //! | [`rms_norm`] | `x / rms(x) * weight` | `[.., d], [d] -> [.., d]` |
+//! | [`layer_norm`] | `(x - mean) / deviation * weight + bias` | `[.., d], 2 x [d] -> [.., d]` |
 //! | [`rope`] | rotary embedding and transposition | `[b, t, h, d] -> [b, h, t, d]` |
 //! | [`heads_first`] | transposition | `[b, t, h, d] -> [b, h, t, d]` |
 //! | [`causal_attention`] | grouped-query attention | `[b, h, tq, d], 2 x [b, g, tk, d] -> [b tq, h d]` |
 //! | [`add`] | `a + b` | any shape |
 //! | [`silu_mul`] | `silu(gate) * up` | any shape |
+//! | [`gelu`] | `gelu(x)` | any shape |
+//! | [`gelu_mul`] | `gelu(gate) * up` | any shape |
+//! | [`soft_cap`] | `cap tanh(x / cap)` | any shape |
 //! | [`renormalise`] | `x / Σ x` by rows | `[t, k] -> [t, k]` |
 //! | [`per_part`] | `f_e` of the rows of part e | `[n, d] -> [n, m]` |
 //! | [`mix_rows`] | weighted sums of routed rows | `[n, d], [t, k] -> [t, d]` |
@@ -32,9 +36,11 @@
 mod add;
 mod causal_attention;
 mod cross_entropy;
+mod gelu;
 mod gram;
 mod heads_first;
 mod lanes;
+mod layer_norm;
 mod linear;
 mod mix_rows;
 mod operand;
@@ -43,13 +49,16 @@ mod renormalise;
 mod rms_norm;
 mod rope;
 mod silu_mul;
+mod soft_cap;
 mod upstream;
 
 pub use add::add;
-pub use causal_attention::causal_attention;
+pub use causal_attention::{Scores, causal_attention};
 pub use cross_entropy::{cross_entropy, cross_entropy_gradient};
+pub use gelu::{Gelu, gelu, gelu_mul};
 pub use gram::{column_squares, column_sum, gram, symmetrise};
 pub use heads_first::heads_first;
+pub use layer_norm::layer_norm;
 pub use linear::{GradientSink, GradientSinks, linear};
 pub use mix_rows::mix_rows;
 pub use per_part::per_part;
@@ -57,4 +66,5 @@ pub use renormalise::renormalise;
 pub use rms_norm::rms_norm;
 pub use rope::rope;
 pub use silu_mul::silu_mul;
+pub use soft_cap::{soft_cap, soft_cap_gradient};
 pub use upstream::upstream;

@@ -295,6 +295,7 @@ mod tests {
             bias_dtype: bias.then_some(Dtype::F32),
             port: Port::AttnIn,
             storage: Storage::Dense,
+            part: None,
         }
     }
 

@@ -30,7 +30,7 @@ use crate::arch::{Site, Unit};
 use crate::checkpoint::{Checkpoint, TensorSpec};
 use crate::error::{Error, Result};
 use crate::measure::SiteStats;
-use crate::model::dense_weight;
+use crate::model::{bias, dense_weight};
 use crate::plan::Offer;
 
 /// What a pass must be given before it can analyse.
@@ -119,15 +119,8 @@ impl<'a> Weights<'a> {
     /// # Errors
     /// As [`weight`](Self::weight).
     pub fn bias(&self, site: &Site) -> Result<Option<Tensor>> {
-        if !site.bias {
-            return Ok(None);
-        }
-        let bias = crate::model::load_tensor(
-            self.checkpoint,
-            &format!("{}.bias", site.name),
-            self.device,
-        )?;
-        Ok(Some(bias.to_dtype(candle_core::DType::F64)?))
+        let bias = bias(self.checkpoint, site, self.device)?;
+        Ok(bias.map(|bias| bias.to_dtype(candle_core::DType::F64)).transpose()?)
     }
 }
 

@@ -7,11 +7,13 @@ use candle_core::{DType, Tensor};
 use serde_json::{Map, Value, json};
 
 use super::Context;
+use super::fused::{FusedTensors, joined};
 use super::verify::verify;
 use crate::arch::{LAYOUT_VERSION, Site, SourceModel, Storage, Unit};
 use crate::checkpoint::{Dtype, ModelWriter, TensorSpec, WriteOptions, from_f32, to_f32};
 use crate::error::{Error, Result};
 use crate::job::Job;
+use crate::model::part_bytes;
 use crate::passes::{UnitOutput, Weights, check_output};
 use crate::plan::{Plan, PlannedUnit};
 
@@ -42,11 +44,18 @@ pub fn apply(
     for spec in &plan.tensors {
         context.progress.check()?;
         match maker.make(&spec.name)? {
-            Some(tensor) => {
+            Made::Values(tensor) => {
                 let values = tensor.flatten_all()?.to_vec1::<f32>()?;
                 writer.write(&spec.name, &from_f32(spec.dtype, &values, &spec.name)?)?;
             }
-            None => writer.copy(&model.checkpoint, model.checkpoint.require(&spec.name)?)?,
+            Made::Bytes(bytes) => writer.write(&spec.name, &bytes)?,
+            Made::Copy => {
+                let (source, info) = (&model.checkpoint, model.checkpoint.require(&spec.name)?);
+                match model.is_unread(&spec.name) {
+                    true => writer.copy_unread(source, info)?,
+                    false => writer.copy(source, info)?,
+                }
+            }
         }
         context.progress.advance(1);
     }
@@ -65,6 +74,16 @@ pub fn apply(
     Ok(Applied { path: written.path, weight_bytes: written.weight_bytes })
 }
 
+/// A tensor of the output.
+enum Made {
+    /// In f32, to be rounded to its dtype.
+    Values(Tensor),
+    /// Rows of a tensor of the input, as they are.
+    Bytes(Vec<u8>),
+    /// A tensor of the input.
+    Copy,
+}
+
 /// Makes the tensors that passes change, a unit when the first of its tensors is due.
 struct Maker<'a> {
     model: &'a SourceModel,
@@ -73,6 +92,8 @@ struct Maker<'a> {
     context: Context<'a>,
     /// Index of the unit that makes a tensor.
     makers: HashMap<String, (usize, Unit)>,
+    /// What is taken out of fused tensors, and what is put together into them.
+    fused: FusedTensors,
     /// Made and not yet written.
     pending: UnitOutput,
     /// Relative error of each changed weight, `|W - u v| / |W|`.
@@ -81,8 +102,10 @@ struct Maker<'a> {
 
 impl<'a> Maker<'a> {
     fn new(model: &'a SourceModel, plan: &'a Plan, job: &'a Job, context: Context<'a>) -> Self {
+        let units = model.units();
+        let fused = FusedTensors::of(&units, plan);
         let mut makers = HashMap::new();
-        for (index, (unit, planned)) in model.units().into_iter().zip(&plan.units).enumerate() {
+        for (index, (unit, planned)) in units.into_iter().zip(&plan.units).enumerate() {
             if !changes(&unit, planned, plan.fold) {
                 continue;
             }
@@ -96,13 +119,42 @@ impl<'a> Maker<'a> {
             job,
             context,
             makers,
+            fused,
             pending: UnitOutput::new(),
             errors: BTreeMap::new(),
         }
     }
 
-    /// The values of tensor `name` in f32; `None` where it is copied as it is.
-    fn make(&mut self, name: &str) -> Result<Option<Tensor>> {
+    fn make(&mut self, name: &str) -> Result<Made> {
+        if let Some((part, suffix)) = self.fused.taken_out(name) {
+            return Ok(Made::Bytes(part_bytes(&self.model.checkpoint, part, suffix)?));
+        }
+        if let Some((sites, suffix)) = self.fused.put_together(name) {
+            return self.fuse(&sites, suffix).map(Made::Values);
+        }
+        Ok(self.values(name)?.map_or(Made::Copy, Made::Values))
+    }
+
+    /// Tensor `suffix` of the module that `sites` are the parts of.
+    fn fuse(&mut self, sites: &[Site], suffix: &str) -> Result<Tensor> {
+        let mut parts = Vec::with_capacity(sites.len());
+        for site in sites {
+            let made = self.values(&format!("{}.{suffix}", site.name))?;
+            let weights = Weights::new(&self.model.checkpoint, self.context.device);
+            let values = match (made, suffix) {
+                (Some(made), _) => Some(made),
+                (None, "bias") => weights.bias(site)?,
+                (None, _) => Some(weights.weight(site)?),
+            };
+            let values =
+                values.ok_or_else(|| Error::Bug(format!("`{}` has no bias", site.name)))?;
+            parts.push((site, values.to_dtype(DType::F32)?));
+        }
+        joined(&parts)
+    }
+
+    /// The values of tensor `name` in f32, where the plan changes them.
+    fn values(&mut self, name: &str) -> Result<Option<Tensor>> {
         if let Some(tensor) = self.pending.remove(name) {
             return Ok(Some(tensor));
         }
@@ -167,7 +219,9 @@ impl<'a> Maker<'a> {
         let error = norm(&(&weight - &product)?)?;
         self.errors.insert(site.name.clone(), if size > 0.0 { error / size } else { 0.0 });
         if self.plan.fold {
-            output.retain(|name, _| !name.ends_with(".v.weight") && !name.ends_with(".u.weight"));
+            for part in ["u.weight", "v.weight"] {
+                output.remove(&format!("{}.{part}", site.name));
+            }
             output.insert(format!("{}.weight", site.name), product.to_dtype(DType::F32)?);
         }
         Ok(())

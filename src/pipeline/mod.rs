@@ -10,6 +10,7 @@
 mod allocate;
 mod analyse;
 mod apply;
+mod fused;
 mod statistics;
 mod verify;
 

@@ -26,7 +26,9 @@ pub(super) fn verify(written: Checkpoint, plan: &Plan, context: Context<'_>) -> 
         if info.spec() != *spec {
             return Err(differs(format!("`{}` is {:?}, planned {spec:?}", spec.name, info.spec())));
         }
-        check_finite(info.dtype, checkpoint.bytes(info)?, &spec.name)?;
+        if !written.is_unread(&spec.name) {
+            check_finite(info.dtype, checkpoint.bytes(info)?, &spec.name)?;
+        }
         checkpoint.release(info);
         found += 1;
         context.progress.advance(1);

@@ -3,12 +3,13 @@
 mod allocator;
 mod memory;
 mod offer;
+mod output;
 mod plan_file;
 mod target;
 
 pub use allocator::{Allocation, allocate};
 pub use memory::{Forecast, forecast};
 pub use offer::{Offer, efficient};
-pub(crate) use plan_file::output_tensors;
+pub(crate) use output::{choices, fused_output, groups, output_tensors};
 pub use plan_file::{Calibration, LossBasis, ModelId, Plan, PlannedUnit, Rule};
 pub use target::{Target, format_size, parse_size};

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::memory::Forecast;
 use super::offer::Offer;
+use super::output::{self, output_tensors};
 use super::target::Target;
 use crate::arch::{Role, Site, SourceModel, Storage};
 use crate::checkpoint::TensorSpec;
@@ -229,57 +230,11 @@ impl Plan {
         Ok(text + "\n")
     }
 
-    /// Storage of every site that is not dense, as `config.json` declares it.
+    /// The storage that `config.json` has to declare, per site.
     pub fn declared_storage(
         &self,
         model: &SourceModel,
     ) -> serde_json::Map<String, serde_json::Value> {
-        let mut declared = serde_json::Map::new();
-        if self.fold {
-            return declared;
-        }
-        for (unit, planned) in model.units().iter().zip(&self.units) {
-            for (site, storage) in unit.sites.iter().zip(&planned.offer.storages) {
-                if let Storage::LowRank { rank } = storage {
-                    let value = serde_json::json!({ "kind": "low_rank", "rank": rank });
-                    declared.insert(site.name.clone(), value);
-                }
-            }
-        }
-        declared
+        output::declared_storage(&output::choices(&model.units(), &self.units), self.fold)
     }
-}
-
-/// Every tensor of the output in the order of the input: a site's new tensors stand where its first
-/// weight stood, biases and everything else stay.
-pub(crate) fn output_tensors(
-    model: &SourceModel,
-    units: &[PlannedUnit],
-    fold: bool,
-) -> Vec<TensorSpec> {
-    let mut owner = std::collections::HashMap::new();
-    for (unit, planned) in model.units().into_iter().zip(units) {
-        for (site, storage) in unit.sites.into_iter().zip(&planned.offer.storages) {
-            let new = site.tensors(if fold { &Storage::Dense } else { storage });
-            for tensor in site.tensors(&site.storage) {
-                owner.insert(tensor.name, (site.name.clone(), new.clone()));
-            }
-        }
-    }
-    let mut placed = std::collections::HashSet::new();
-    let mut tensors = Vec::new();
-    for info in model.checkpoint.tensors() {
-        match owner.get(&info.name) {
-            None => tensors.push(info.spec()),
-            Some((site, new)) => {
-                let bias = |spec: &TensorSpec| spec.name == format!("{site}.bias");
-                if info.name == format!("{site}.bias") {
-                    tensors.extend(new.iter().filter(|s| bias(s)).cloned());
-                } else if placed.insert(site) {
-                    tensors.extend(new.iter().filter(|s| !bias(s)).cloned());
-                }
-            }
-        }
-    }
-    tensors
 }

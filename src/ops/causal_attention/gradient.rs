@@ -1,8 +1,8 @@
 //! The gradients of causal attention, in the same tiles, their softmax computed again.
 //!
 //! ```text
-//! p  = softmax(scale q kᵀ)          dp = dy vᵀ
-//! ds = scale p (dp - Σ_j p dp)      dq = ds k      dk = Σ_heads dsᵀ q      dv = Σ_heads pᵀ dy
+//! p  = softmax(f(scale q kᵀ))       dp = dy vᵀ         f(s) = s, or cap tanh(s / cap)
+//! ds = scale f' p (dp - Σ_j p dp)   dq = ds k      dk = Σ_heads dsᵀ q      dv = Σ_heads pᵀ dy
 //! dy [b tq, heads d]    ->    dq like q    dk, dv like k, summed over the heads that share them
 //! ```
 //!
@@ -121,6 +121,8 @@ impl Group<'_> {
         let Sizes { heads, tq, d, .. } = self.sizes;
         let longest = QUERIES.min(tq) * attention.visible(0, tq).0.end;
         let (mut p, mut ds) = (vec![0.0; longest], vec![0.0; longest]);
+        // What the cap made of the scores, where there is one.
+        let mut bent = attention.scores.cap.map(|_| vec![0.0; longest]);
         for (head, dq) in dq.chunks_exact_mut(tq * d).enumerate() {
             for (tile, dq) in dq.chunks_mut(QUERIES * d).enumerate() {
                 let (from, queries) = (tile * QUERIES, dq.len() / d);
@@ -142,16 +144,42 @@ impl Group<'_> {
 
                 let product = MatMut::from_row_major_slice_mut(p, queries, keys);
                 matmul(product, Accum::Replace, q, k.transpose(), 1.0, Par::Seq);
-                lanes::run(MaskedSoftmax { scale: attention.scale, mask, scores: p, keys });
+                let scale = attention.scores.bend(p);
+                let bent = bent.as_mut().map(|bent| &mut bent[..p.len()]);
+                let bent = bent.map(|bent| {
+                    bent.copy_from_slice(p);
+                    &*bent
+                });
+                lanes::run(MaskedSoftmax { scale, mask, scores: p, keys });
                 let product = MatMut::from_row_major_slice_mut(ds, queries, keys);
                 matmul(product, Accum::Replace, dy, v.transpose(), 1.0, Par::Seq);
-                lanes::run(ScoreGradients { scale: attention.scale, mask, p, ds, keys });
+                lanes::run(ScoreGradients { scale: attention.scores.scale, mask, p, ds, keys });
+                if let Some(bent) = bent {
+                    lanes::run(Unbend { bent, ds });
+                }
                 let p = MatRef::from_row_major_slice(p, queries, keys);
                 let ds = MatRef::from_row_major_slice(ds, queries, keys);
                 matmul(dv, Accum::Add, p.transpose(), dy, 1.0, Par::Seq);
                 matmul(dq, Accum::Replace, ds, k, 1.0, Par::Seq);
                 matmul(dk, Accum::Add, ds.transpose(), q, 1.0, Par::Seq);
             }
+        }
+    }
+}
+
+/// Gradients of bent scores become those of straight ones: `tanh' = 1 - tanh²`.
+struct Unbend<'a> {
+    bent: &'a [f32],
+    ds: &'a mut [f32],
+}
+
+impl Kernel for Unbend<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        for (ds, &t) in self.ds.iter_mut().zip(self.bent) {
+            *ds *= (1.0 - t) * (1.0 + t);
         }
     }
 }
