@@ -65,7 +65,10 @@ fn check(case: &Case, out: &Path) -> Value {
         Some(_) => case.command("plan"),
         None => case.command("plan").arg("--measure"),
     };
-    assert_eq!(planned.run().json(), *plan, "{what}: `plan` and `compress` differ");
+    // What this machine needs for it is told, and no property of the model.
+    let mut planned = planned.run().json();
+    assert!(planned.as_object_mut().unwrap().remove("memory").is_some(), "{what}");
+    assert_eq!(planned, *plan, "{what}: `plan` and `compress` differ");
     check_tensors(case, out, plan);
 
     let inspected = bantam("inspect").arg(out).arg("--json").run().json();

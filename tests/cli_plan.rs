@@ -76,7 +76,10 @@ fn a_plan_from_headers_is_carried_out() {
     command.arg(&plan).run().ok();
     let report = desk.carry_out(&plan).arg("--json").run().json();
     assert_eq!(read_json(&plan)["expected_loss"], "assumed");
-    assert_eq!(read_json(&desk.made().join("out").join("bantam.json"))["plan"], read_json(&plan));
+    // All but what this machine needs for it.
+    let mut planned = read_json(&plan);
+    assert!(planned.as_object_mut().unwrap().remove("memory").is_some());
+    assert_eq!(read_json(&desk.made().join("out").join("bantam.json"))["plan"], planned);
     assert_eq!(report["weight_bytes_out"], weight_bytes(&desk.made().join("out")));
 }
 

@@ -8,7 +8,7 @@ use super::console::Console;
 use crate::arch::SourceModel;
 use crate::checkpoint::{HubEnv, resolve};
 use crate::error::{Error, Result};
-use crate::measure::{Draw, MeasureOptions, Text, Tokenizer, Windows};
+use crate::measure::{DEFAULT_WINDOWS, Draw, MeasureOptions, Text, Tokenizer, Windows};
 use crate::passes::{Method, Pass, PassOptions};
 use crate::pipeline::{CalibrationText, Request};
 use crate::plan::{Rule, Target, parse_size};
@@ -146,7 +146,7 @@ pub(super) struct CalibrationArgs {
     text: Vec<PathBuf>,
 
     /// Windows of text to read.
-    #[arg(long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_WINDOWS as u32, value_parser = clap::value_parser!(u32).range(1..))]
     windows: u32,
 
     /// Tokens of a window [default: 2048, or what the model takes].

@@ -149,7 +149,9 @@ pub(super) fn describe(plan: &Plan) -> String {
         text += &format!("expected     {loss:.5}\n");
     }
     text += &format!("loss basis   {basis}\n");
-    text += &format!("peak memory  about {} besides mapped files\n", size(plan.memory.peak()));
+    if let Some(memory) = plan.memory {
+        text += &format!("peak memory  about {} besides mapped files\n", size(memory.peak));
+    }
     text
 }
 

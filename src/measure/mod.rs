@@ -20,12 +20,16 @@ pub use gradient_moments::{GradientMoment, GradientMoments};
 pub use layer_moments::{Importance, LayerMoments, Side, SiteStats};
 pub use second_moment::SecondMoment;
 pub use stream::Stream;
+pub(crate) use sweep::ROWS_PER_HEAD;
 pub use sweep::{Scored, TOKENS_PER_CHUNK};
 pub use text::{Text, Tokenizer};
 pub(crate) use windows::split_mix;
 pub use windows::{Draw, Windows};
 
 use serde::{Deserialize, Serialize};
+
+/// Windows of calibration text that are read unless told otherwise.
+pub const DEFAULT_WINDOWS: usize = 128;
 
 /// How measuring and analysing were asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -15,7 +15,7 @@ pub const TOKENS_PER_CHUNK: usize = 1024;
 
 /// Rows of the residual stream turned into logits at a time: bounds the logits to this times the
 /// vocabulary.
-const ROWS_PER_HEAD: usize = 512;
+pub(crate) const ROWS_PER_HEAD: usize = 512;
 
 /// A decoder and the geometry of the windows that go through it.
 #[derive(Debug)]

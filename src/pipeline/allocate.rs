@@ -6,9 +6,11 @@ use crate::arch::{Site, SourceModel, Storage, Unit};
 use crate::checkpoint::TensorSpec;
 use crate::error::{Error, Result};
 use crate::job::Job;
-use crate::passes::{Analysis, Method, reduction_ranks, uniform_rank};
+use crate::measure::DEFAULT_WINDOWS;
+use crate::passes::{Analysis, Method, Needs, reduction_ranks, uniform_rank};
 use crate::plan::{
-    LossBasis, ModelId, Offer, Plan, PlannedUnit, Rule, allocate, forecast, output_tensors,
+    LossBasis, Measuring, ModelId, Offer, Plan, PlannedUnit, Rule, allocate, forecast,
+    output_tensors,
 };
 
 /// What the user wants planned.
@@ -73,10 +75,29 @@ pub fn draw_plan(
             (Some(_), None) => LossBasis::WeightEnergy,
         },
         calibration: text.map(CalibrationText::record),
-        memory: forecast(model, text.map(|t| (t.windows.count(), t.windows.length()))),
+        memory: Some(forecast(model, measuring(model, text, context))),
         weight_bytes: tensors.iter().map(TensorSpec::bytes).sum(),
         units: planned,
         tensors,
+    })
+}
+
+/// How the model was or will be measured; not at all where every pass does without.
+fn measuring(
+    model: &SourceModel,
+    text: Option<&CalibrationText>,
+    context: Context<'_>,
+) -> Option<Measuring> {
+    let needed = context.passes.iter().any(|pass| pass.needs() == Needs::Moments);
+    let shape = match text {
+        Some(text) => Some((text.windows.count(), text.windows.length())),
+        None => needed.then(|| (DEFAULT_WINDOWS, model.spec.default_window())),
+    };
+    shape.map(|(windows, window)| Measuring {
+        windows,
+        window,
+        gradients: context.measure.gradients,
+        activation_memory: context.activation_memory,
     })
 }
 

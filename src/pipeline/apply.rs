@@ -208,24 +208,37 @@ impl<'a> Maker<'a> {
             let name = format!("{}.{part}", site.name);
             let Some(factor) = output.get(&name) else { return Ok(()) };
             let factor = rounded(factor, site.dtype, &name)?;
-            factors.push(factor.to_dtype(DType::F64)?);
+            factors.push(factor.clone());
             output.insert(name, factor);
         }
-        let product = factors[0].matmul(&factors[1])?;
-        let weight = weights.weight(site)?;
-        let norm =
-            |t: &Tensor| -> Result<f64> { Ok(t.sqr()?.sum_all()?.to_scalar::<f64>()?.sqrt()) };
-        let size = norm(&weight)?;
-        let error = norm(&(&weight - &product)?)?;
-        self.errors.insert(site.name.clone(), if size > 0.0 { error / size } else { 0.0 });
+        let error = relative_error(&weights.dense(site)?, &factors[0], &factors[1])?;
+        self.errors.insert(site.name.clone(), error);
         if self.plan.fold {
             for part in ["u.weight", "v.weight"] {
                 output.remove(&format!("{}.{part}", site.name));
             }
-            output.insert(format!("{}.weight", site.name), product.to_dtype(DType::F32)?);
+            let [u, v] = [&factors[0], &factors[1]].map(|factor| factor.to_dtype(DType::F64));
+            let product = u?.matmul(&v?)?.to_dtype(DType::F32)?;
+            output.insert(format!("{}.weight", site.name), product);
         }
         Ok(())
     }
+}
+
+/// `|W - u v| / |W|` in f64, some rows at a time; zero for a weight of zeros.
+fn relative_error(weight: &Tensor, u: &Tensor, v: &Tensor) -> Result<f64> {
+    const ROWS: usize = 256;
+    let v = v.to_dtype(DType::F64)?;
+    let energy = |t: &Tensor| -> Result<f64> { Ok(t.sqr()?.sum_all()?.to_scalar::<f64>()?) };
+    let (mut size, mut error) = (0.0, 0.0);
+    let m = weight.dim(0)?;
+    for first in (0..m).step_by(ROWS) {
+        let rows = |t: &Tensor| t.narrow(0, first, ROWS.min(m - first))?.to_dtype(DType::F64);
+        let weight = rows(weight)?;
+        size += energy(&weight)?;
+        error += energy(&(&weight - rows(u)?.matmul(&v)?)?)?;
+    }
+    Ok(if size > 0.0 { (error / size).sqrt() } else { 0.0 })
 }
 
 /// `tensor` f32 as it will be read back from `dtype`.
@@ -264,6 +277,8 @@ fn manifest(plan: &Plan, job: &Job, errors: &BTreeMap<String, f64>) -> Result<Va
     manifest.insert("weight_bytes".into(), json!(plan.weight_bytes));
     manifest.insert("relative_error".into(), serde_json::to_value(errors).map_err(as_json)?);
     manifest.insert("repairs".into(), serde_json::to_value(job.repairs()).map_err(as_json)?);
+    // What this machine needed for it is no property of the model.
+    let plan = Plan { memory: None, ..plan.clone() };
     manifest.insert("plan".into(), serde_json::to_value(plan).map_err(as_json)?);
     Ok(Value::Object(manifest))
 }

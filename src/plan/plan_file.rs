@@ -36,8 +36,9 @@ pub struct Plan {
     pub expected_loss: LossBasis,
     /// The calibration, where there was one.
     pub calibration: Option<Calibration>,
-    /// Memory that compress will need.
-    pub memory: Forecast,
+    /// Memory that compress will need on this machine.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory: Option<Forecast>,
     /// Bytes of all tensors below.
     pub weight_bytes: u64,
     /// What was chosen for every unit, in layer order.
