@@ -56,6 +56,7 @@ fn compressed(method: Method, rule: Rule) -> f64 {
         passes: &passes,
         measure,
         activation_memory: 0,
+        windows: (128, 256),
         device: &Device::Cpu,
         progress: &Silent,
     };

@@ -163,6 +163,11 @@ pub(super) struct CalibrationArgs {
 }
 
 impl CalibrationArgs {
+    /// Windows asked for, and tokens of each.
+    pub(super) fn shape(&self, model: &SourceModel) -> Result<(usize, usize)> {
+        Ok((self.windows as usize, window_length(self.window, model)?))
+    }
+
     pub(super) fn given(&self) -> bool {
         !self.text.is_empty()
     }

@@ -117,6 +117,7 @@ pub(super) fn run(args: &Args, console: &Console) -> Result<()> {
         passes: &passes,
         measure,
         activation_memory: args.calibration.activation_memory,
+        windows: args.calibration.shape(&model)?,
         device: &Device::Cpu,
         progress: console,
     };

@@ -88,6 +88,7 @@ pub(super) fn run(args: &Args, console: &Console) -> Result<()> {
         passes: &passes,
         measure,
         activation_memory: ACTIVATION_MEMORY,
+        windows: (WINDOWS, WINDOW),
         device: &Device::Cpu,
         progress: console,
     };

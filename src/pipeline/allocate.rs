@@ -6,7 +6,6 @@ use crate::arch::{Site, SourceModel, Storage, Unit};
 use crate::checkpoint::TensorSpec;
 use crate::error::{Error, Result};
 use crate::job::Job;
-use crate::measure::DEFAULT_WINDOWS;
 use crate::passes::{Analysis, Method, Needs, reduction_ranks, uniform_rank};
 use crate::plan::{
     LossBasis, Measuring, ModelId, Offer, Plan, PlannedUnit, Rule, allocate, forecast,
@@ -75,7 +74,7 @@ pub fn draw_plan(
             (Some(_), None) => LossBasis::WeightEnergy,
         },
         calibration: text.map(CalibrationText::record),
-        memory: Some(forecast(model, measuring(model, text, context))),
+        memory: Some(forecast(model, measuring(text, context))),
         weight_bytes: tensors.iter().map(TensorSpec::bytes).sum(),
         units: planned,
         tensors,
@@ -83,15 +82,11 @@ pub fn draw_plan(
 }
 
 /// How the model was or will be measured; not at all where every pass does without.
-fn measuring(
-    model: &SourceModel,
-    text: Option<&CalibrationText>,
-    context: Context<'_>,
-) -> Option<Measuring> {
+fn measuring(text: Option<&CalibrationText>, context: Context<'_>) -> Option<Measuring> {
     let needed = context.passes.iter().any(|pass| pass.needs() == Needs::Moments);
     let shape = match text {
         Some(text) => Some((text.windows.count(), text.windows.length())),
-        None => needed.then(|| (DEFAULT_WINDOWS, model.spec.default_window())),
+        None => needed.then_some(context.windows),
     };
     shape.map(|(windows, window)| Measuring {
         windows,

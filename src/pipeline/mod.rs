@@ -34,6 +34,8 @@ pub struct Context<'a> {
     pub measure: MeasureOptions,
     /// Bytes of activations that stay in memory for a backward pass; the rest goes to the job folder.
     pub activation_memory: u64,
+    /// Windows of text asked for and tokens of each: what a forecast without the text counts on.
+    pub windows: (usize, usize),
     /// Where tensors live.
     pub device: &'a Device,
     /// Who is told.
