@@ -1,0 +1,155 @@
+//! The expected loss of an offer is the second-order estimate it claims to be: what carrying the offer
+//! out changes at the output, channel by channel, times the gradients' second moments; and no other
+//! factors of the rank cost less than lord's.
+
+#![allow(clippy::unwrap_used, reason = "a failing test is to panic")]
+
+#[path = "support/numbers.rs"]
+mod numbers;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use bantam::arch::{Port, Role, Site, Storage, Unit};
+use bantam::checkpoint::{Checkpoint, Dtype};
+use bantam::measure::{Importance, SecondMoment, Side, SiteStats};
+use bantam::passes::{Method, PassOptions, UnitStats, Weights};
+use candle_core::{DType, Device, Tensor, safetensors};
+use numbers::{Random, tensor};
+
+const TOKENS: usize = 400;
+
+/// A linear on disk, what it reads and writes over some tokens, and what its outputs are worth.
+struct Layer {
+    folder: tempfile::TempDir,
+    site: Site,
+    x: Tensor,
+    y: Tensor,
+    importance: Vec<f64>,
+}
+
+impl Layer {
+    fn new(m: usize, n: usize, bias: bool) -> Self {
+        let mut random = Random(m as u64 * 1000 + n as u64);
+        let mut matrix = |rows: usize, columns: usize| {
+            tensor(&random.vec(rows * columns, 1.0), &[rows, columns])
+        };
+        let (w, b, mean) = (matrix(m, n), matrix(1, m).squeeze(0).unwrap(), matrix(1, n));
+        let x = matrix(TOKENS, n).matmul(&matrix(n, n)).unwrap().broadcast_add(&mean).unwrap();
+        let mut y = x.matmul(&w.t().unwrap()).unwrap();
+        let mut tensors = HashMap::from([("linear.weight", w)]);
+        if bias {
+            y = y.broadcast_add(&b).unwrap();
+            tensors.insert("linear.bias", b);
+        }
+        let folder = tempfile::tempdir().unwrap();
+        safetensors::save(&tensors, folder.path().join("model.safetensors")).unwrap();
+        std::fs::write(folder.path().join("config.json"), "{}").unwrap();
+        let site = Site {
+            name: "linear".into(),
+            role: Role::AttnQ,
+            layer: 0,
+            out_features: m,
+            in_features: n,
+            bias,
+            dtype: Dtype::F32,
+            bias_dtype: bias.then_some(Dtype::F32),
+            part: None,
+            port: Port::AttnIn,
+            storage: Storage::Dense,
+        };
+        // Over three orders of magnitude, as gradients are.
+        let importance =
+            (0..m).map(|o| 1e-3 * 10_f64.powf((o * 7 % m) as f64 * 3.0 / m as f64)).collect();
+        Self { folder, site, x, y, importance }
+    }
+
+    fn stats(&self, side: Side) -> UnitStats {
+        let rows = if side == Side::Input { &self.x } else { &self.y };
+        let mut moment = SecondMoment::new(rows.dim(1).unwrap(), &Device::Cpu).unwrap();
+        moment.add(rows).unwrap();
+        let importance = Importance::Channels(self.importance.clone().into());
+        let stats = SiteStats { side, moment: Arc::new(moment), importance };
+        UnitStats::from([("linear".to_owned(), stats)])
+    }
+
+    /// `½ Σ_o E[g_o²] E[δy_o²]` for the output `found`.
+    fn estimate(&self, found: &Tensor) -> f64 {
+        let squares = (self.y.to_dtype(DType::F64).unwrap() - found).unwrap().sqr().unwrap();
+        let per_channel = squares.mean(0).unwrap().to_vec1::<f64>().unwrap();
+        0.5 * per_channel.iter().zip(&self.importance).map(|(e, g)| e * g).sum::<f64>()
+    }
+
+    /// Per rank offered: the loss that the pass expects, and the estimate for what it makes.
+    fn losses(&self, method: Method, paper: bool, side: Side) -> Vec<(usize, f64, f64)> {
+        let checkpoint = Checkpoint::open(self.folder.path()).unwrap();
+        let weights = Weights::new(&checkpoint, &Device::Cpu);
+        let unit = Unit { sites: vec![self.site.clone()] };
+        let pass = method.pass(PassOptions { rank_multiple: 1, paper });
+        let analysis = pass.analyse(&unit, &weights, &self.stats(side)).unwrap();
+        let offers = pass.offers(&unit, Some(&analysis)).unwrap();
+        let low_rank = offers.iter().filter_map(|offer| match offer.storages[..] {
+            [Storage::LowRank { rank }] => Some((rank, offer)),
+            _ => None,
+        });
+        let wide = |t: &Tensor| t.to_dtype(DType::F64).unwrap();
+        low_rank
+            .map(|(rank, offer)| {
+                let made = pass.apply(&unit, &weights, &analysis, offer).unwrap();
+                let [u, v] = ["u", "v"].map(|part| wide(&made[&format!("linear.{part}.weight")]));
+                let hidden = wide(&self.x).matmul(&v.t().unwrap()).unwrap();
+                let mut y = hidden.matmul(&u.t().unwrap()).unwrap();
+                if let Some(bias) = made.get("linear.bias") {
+                    y = y.broadcast_add(&wide(bias)).unwrap();
+                }
+                (rank, offer.expected_loss, self.estimate(&y))
+            })
+            .collect()
+    }
+}
+
+const SHAPES: [(usize, usize); 4] = [(24, 37), (37, 24), (29, 29), (13, 60)];
+
+#[test]
+fn expected_losses_are_the_estimate_on_every_route() {
+    for (m, n) in SHAPES {
+        for bias in [false, true] {
+            let layer = Layer::new(m, n, bias);
+            let nothing = layer.y.zeros_like().unwrap().to_dtype(DType::F64).unwrap();
+            let scale = layer.estimate(&nothing);
+            for side in [Side::Input, Side::Output] {
+                for (method, paper) in
+                    [(Method::Lord, false), (Method::Lord, true), (Method::Welore, false)]
+                {
+                    let losses = layer.losses(method, paper, side);
+                    assert!(losses.len() >= m.min(n) / 2 - 1, "{} ranks", losses.len());
+                    for (rank, expected, found) in losses {
+                        let gap = (expected - found).abs() / scale;
+                        assert!(
+                            gap < 1e-5,
+                            "{m}x{n} {method} bias {bias} paper {paper} {side:?} rank {rank}: \
+                             {expected:e} expected, {found:e} found"
+                        );
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn no_method_costs_less_than_weighted_directions() {
+    for (m, n) in SHAPES {
+        let layer = Layer::new(m, n, false);
+        let best = layer.losses(Method::Lord, false, Side::Input);
+        let published = layer.losses(Method::Lord, true, Side::Input);
+        let plain = layer.losses(Method::Welore, false, Side::Input);
+        let mut better = 0;
+        for ((best, published), plain) in best.iter().zip(&published).zip(&plain) {
+            assert!(best.2 <= published.2 * (1.0 + 1e-6), "{m}x{n}: {best:?} {published:?}");
+            assert!(best.2 <= plain.2 * (1.0 + 1e-6), "{m}x{n}: {best:?} {plain:?}");
+            better += usize::from(best.2 < 0.95 * published.2);
+        }
+        assert!(2 * better > best.len(), "{m}x{n}: only {better} ranks gained from gradients");
+    }
+}
