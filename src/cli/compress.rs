@@ -239,11 +239,13 @@ fn report(outcome: &Outcome, args: &Args, console: &Console) -> Result<()> {
     if let Some(budget) = budget.filter(|_| !plan.fold) {
         text += &format!("budget      {budget} bytes, {} left\n", budget - after.min(budget));
     }
-    if outcome.repairs != Repairs::default() {
-        text += &format!(
-            "repairs     {} negative eigenvalues taken as zero\n",
-            outcome.repairs.clipped_eigenvalues
-        );
+    let Repairs { clipped_eigenvalues, raised_channels } = outcome.repairs;
+    let repairs = [
+        (clipped_eigenvalues, "negative eigenvalues taken as zero"),
+        (raised_channels, "channels without gradient raised to the least importance"),
+    ];
+    for (count, what) in repairs.into_iter().filter(|(count, _)| *count > 0) {
+        text += &format!("repairs     {count} {what}\n");
     }
     text += &format!("time        {:.1} s\npeak memory {}\n", outcome.seconds, peak_text(peak));
     text += &format!("wrote       {}\n", args.write.output.display());

@@ -36,12 +36,15 @@ pub struct Repairs {
     /// Eigenvalues of a positive semidefinite matrix that came out negative beyond rounding,
     /// taken as zero.
     pub clipped_eigenvalues: u64,
+    /// Output channels with next to no gradient, taken to count as much as the least allowed.
+    pub raised_channels: u64,
 }
 
 impl Repairs {
     /// Adds another count.
     pub fn add(&mut self, other: Self) {
         self.clipped_eigenvalues += other.clipped_eigenvalues;
+        self.raised_channels += other.raised_channels;
     }
 }
 

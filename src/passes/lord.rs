@@ -74,8 +74,11 @@ impl Pass for Lord {
             .get(&site.name)
             .ok_or_else(|| Error::Bug(format!("`{}` was not measured", site.name)))?;
         let bias = weights.bias(site)?;
+        let mut repairs = Repairs::default();
         let scale = match &stats.importance {
-            Importance::Channels(squares) if !self.options.paper => channel_scale(squares),
+            Importance::Channels(squares) if !self.options.paper => {
+                channel_scale(squares, &mut repairs)
+            }
             _ => None,
         };
         // No offer takes more columns than this, whatever its multiple. Pricing directions that gradients
@@ -89,7 +92,8 @@ impl Pass for Lord {
         let losses = losses(&found, &stats.importance, scale.is_some())?;
         let basis = found.vectors.narrow(1, 0, kept)?.to_dtype(DType::F32)?;
         let device = found.vectors.device();
-        let mut analysis = Analysis::repaired(found.repairs)
+        repairs.add(found.repairs);
+        let mut analysis = Analysis::repaired(repairs)
             .with("losses", Tensor::new(losses, device)?)
             .with("basis", basis);
         if let Some(scale) = scale {
@@ -154,10 +158,14 @@ impl Pass for Lord {
 const LEAST_IMPORTANCE: f64 = 1e-4;
 
 /// `s_o = √(E[g_o²] / mean)`, held above the least; `None` where no channel has any gradient.
-fn channel_scale(squares: &[f64]) -> Option<Vec<f64>> {
+fn channel_scale(squares: &[f64], repairs: &mut Repairs) -> Option<Vec<f64>> {
     let mean = squares.iter().sum::<f64>() / squares.len() as f64;
-    let scale = |g: &f64| (g / mean).max(LEAST_IMPORTANCE).sqrt();
-    (mean > 0.0).then(|| squares.iter().map(scale).collect())
+    if mean <= 0.0 {
+        return None;
+    }
+    let relative = squares.iter().map(|square| square / mean);
+    repairs.raised_channels += relative.clone().filter(|&r| r < LEAST_IMPORTANCE).count() as u64;
+    Some(relative.map(|r| r.max(LEAST_IMPORTANCE).sqrt()).collect())
 }
 
 /// What keeping the first `r` directions costs, for every `r`.
