@@ -1,5 +1,5 @@
 //! A disk that fills up, wherever it happens: exit code 4, the file named, and nothing that looks
-//! like a model.
+//! like a model. And a place that cannot be written to is refused before any work.
 //!
 //! A limit on the size of files stands in for the disk: writing beyond it fails as on a full one, at
 //! any place that is wanted, and it needs no privileges.
@@ -14,8 +14,8 @@ mod models;
 
 use std::process::Command;
 
-use cli::{Run, first_difference, names};
-use models::Desk;
+use cli::{Run, bantam, first_difference, names};
+use models::{Desk, edit_weights};
 
 /// `bantam ARGUMENTS` where no file grows beyond `bytes`.
 fn with_disk_of(bytes: u64, arguments: &[&str]) -> Run {
@@ -60,4 +60,23 @@ fn a_disk_that_fills_up_is_named_and_leaves_no_model() {
     let arguments = ["plan", model, "--keep", "0.8", "-o", plan.to_str().unwrap()];
     with_disk_of(512, &arguments).refused(4, &["plan.json"]);
     assert!(!plan.exists());
+}
+
+/// Nobody, not even root, makes folders in /proc.
+#[cfg(target_os = "linux")]
+#[test]
+fn an_output_that_cannot_be_written_is_refused_before_any_work() {
+    let desk = Desk::with("llama");
+    // Weights that would be refused as soon as they were read.
+    edit_weights(&desk.model, |weights| {
+        weights.get_mut("lm_head.weight").unwrap().plant(-1, f32::NAN);
+    });
+    let command = bantam("compress").arg(&desk.model).args("--method welore --keep 0.8");
+    let command = command.args("--rank-multiple 2 -o /proc/self/out");
+    command.run().refused(2, &["/proc/self", "cannot write"]);
+    let command = bantam("compress").arg(&desk.model).args("--method welore --keep 0.8");
+    let command =
+        command.args("--rank-multiple 2 --job /proc/self/job -o").arg(desk.made().join("out"));
+    command.run().refused(3, &["/proc/self/job"]);
+    assert_eq!(names(&desk.made()), [""; 0]);
 }

@@ -189,6 +189,33 @@ fn an_output_is_replaced_only_when_asked() {
     assert_eq!(names(desk.root.path()), ["fresh", "llama", "out"]);
 }
 
+/// One step swaps the old model and the new one: whoever reads meanwhile finds one of them.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_replaced_output_is_there_at_every_moment() {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    let desk = Desk::new();
+    let out = desk.root.path().join("out");
+    desk.to(&out).run().ok();
+    let done = AtomicBool::new(false);
+    let looks = std::thread::scope(|scope| {
+        let reader = scope.spawn(|| {
+            let mut looks = 0;
+            while !done.load(Ordering::Relaxed) {
+                assert!(out.join("config.json").is_file(), "gone after {looks} looks");
+                looks += 1;
+            }
+            looks
+        });
+        let runs: Vec<Run> = (0..8).map(|_| desk.to(&out).arg("--overwrite").run()).collect();
+        done.store(true, Ordering::Relaxed);
+        runs.into_iter().for_each(|run| drop(run.ok()));
+        reader.join().unwrap()
+    });
+    assert!(looks > 1000, "only {looks} looks");
+    assert_eq!(names(desk.root.path()), ["llama", "out"]);
+}
+
 #[test]
 fn what_is_no_model_is_not_replaced() {
     let desk = Desk::new();

@@ -68,6 +68,14 @@ impl Staging {
         may_replace(&target, overwrite)
             .map_err(failed)?
             .map_err(|problem| CheckpointError::output(&asked_for, problem))?;
+        if target.exists() && exchange(folder.path(), &target) {
+            // The old output lies where the new one grew, and goes when the folder is dropped.
+            parents.keep();
+            if let Some(parent) = target.parent() {
+                sync_folder(parent);
+            }
+            return Ok(asked_for);
+        }
         let old = if target.exists() { Some(move_aside(&target).map_err(failed)?) } else { None };
         if let Err(e) = fs::rename(folder.path(), &target) {
             if let Some(old) = old {
@@ -182,6 +190,19 @@ fn beside(target: &Path, kind: &str) -> io::Result<TempDir> {
     #[cfg(unix)]
     builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o777));
     builder.tempdir_in(target.parent().unwrap_or(Path::new(".")))
+}
+
+/// Swaps two folders in one step, where the system and the file system can: then there is no moment
+/// without a model at the output's place, not even for a process that is killed.
+#[cfg(target_os = "linux")]
+fn exchange(one: &Path, other: &Path) -> bool {
+    use rustix::fs::{CWD, RenameFlags, renameat_with};
+    renameat_with(CWD, one, CWD, other, RenameFlags::EXCHANGE).is_ok()
+}
+
+#[cfg(not(target_os = "linux"))]
+fn exchange(_: &Path, _: &Path) -> bool {
+    false
 }
 
 /// An old output that was moved out of the way.
