@@ -209,7 +209,9 @@ fn a_replaced_output_is_there_at_every_moment() {
         });
         let runs: Vec<Run> = (0..8).map(|_| desk.to(&out).arg("--overwrite").run()).collect();
         done.store(true, Ordering::Relaxed);
-        runs.into_iter().for_each(|run| drop(run.ok()));
+        for run in runs {
+            run.ok();
+        }
         reader.join().unwrap()
     });
     assert!(looks > 1000, "only {looks} looks");

@@ -48,7 +48,7 @@ fn dense_perplexities_are_the_reference() {
 fn compressed(method: Method, rule: Rule) -> f64 {
     let model = SourceModel::open(&fixtures().join("pycode-llama")).unwrap();
     let (windows, text_sha256) = windows(&model, "pycode.calib.txt", Some(128));
-    let text = CalibrationText { windows, text_sha256 };
+    let text = CalibrationText { windows, text_sha256, text_bytes: 0 };
     let measure = MeasureOptions { gradients: false, paper: true };
     let passes: Vec<Box<dyn Pass>> =
         vec![method.pass(PassOptions { rank_multiple: 1, paper: true })];

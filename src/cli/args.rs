@@ -183,9 +183,8 @@ impl CalibrationArgs {
         }
         let draw = self.seed.map_or(Draw::FromStart, |seed| Draw::Random { seed });
         let length = window_length(self.window, model)?;
-        let (windows, text_sha256) =
-            windows_of_text(model, &self.text, length, Some(self.windows as usize), draw)?;
-        let tokens = windows.ids().len();
+        let text = windows_of_text(model, &self.text, length, Some(self.windows as usize), draw)?;
+        let tokens = text.windows.ids().len();
         let widest = model.sites.iter().map(|site| site.in_features).max().unwrap_or(0);
         if tokens < widest {
             console.note(&format!(
@@ -193,7 +192,7 @@ impl CalibrationArgs {
                  the widest linear; give more --text or --windows"
             ));
         }
-        Ok(Some(CalibrationText { windows, text_sha256 }))
+        Ok(Some(text))
     }
 }
 
@@ -210,17 +209,21 @@ pub(super) fn window_length(asked: Option<u32>, model: &SourceModel) -> Result<u
     }
 }
 
-/// Tokenises `files` without special tokens and cuts windows; also the hash of the files.
+/// Tokenises `files` without special tokens and cuts windows.
 pub(super) fn windows_of_text(
     model: &SourceModel,
     files: &[PathBuf],
     length: usize,
     limit: Option<usize>,
     draw: Draw,
-) -> Result<(Windows, String)> {
+) -> Result<CalibrationText> {
     let text = Text::read(files)?;
     let tokens = Tokenizer::open(model)?.encode(&text.content, false)?;
-    Ok((Windows::cut(&tokens, length, limit, draw)?, text.sha256))
+    Ok(CalibrationText {
+        windows: Windows::cut(&tokens, length, limit, draw)?,
+        text_sha256: text.sha256,
+        text_bytes: text.content.len(),
+    })
 }
 
 /// Report as one JSON object on stdout.

@@ -18,7 +18,7 @@ use crate::eval::{Perplexity, perplexity};
 use crate::job::Job;
 use crate::measure::{Draw, MeasureOptions};
 use crate::passes::Method;
-use crate::pipeline::{CalibrationText, Context, Request};
+use crate::pipeline::{Context, Request};
 use crate::plan::{Rule, Target};
 
 /// Fit the bundled model to a smaller budget and show what it cost.
@@ -77,10 +77,10 @@ pub(super) fn run(args: &Args, console: &Console) -> Result<()> {
     let output = args.output.clone().unwrap_or_else(|| root.join("smaller"));
 
     let model = SourceModel::open(&input)?;
-    let (test, _) = windows_of_text(&model, &[test_file], WINDOW, None, Draw::FromStart)?;
-    let (windows, text_sha256) =
+    let test = windows_of_text(&model, &[test_file], WINDOW, None, Draw::FromStart)?;
+    let text =
         windows_of_text(&model, &[calibration_file], WINDOW, Some(WINDOWS), Draw::FromStart)?;
-    let before = perplexity(&model, &test, &Device::Cpu, console)?;
+    let before = perplexity(&model, &test.windows, &Device::Cpu, console)?;
 
     let measure = MeasureOptions { gradients: true, paper: false };
     let passes = passes(&[Method::Lord], 8, false);
@@ -98,13 +98,12 @@ pub(super) fn run(args: &Args, console: &Console) -> Result<()> {
         floor: 0.5,
         fold: false,
     };
-    let text = CalibrationText { windows, text_sha256 };
     let options = WriteOptions::default();
     let (choices, text) = (Choices::Asked(request), Some(&text));
     refuse_early(&model, &choices, text, &output, &options, context)?;
     let mut job = Job::temporary(root)?;
     let outcome = compress(&model, choices, text, &mut job, &output, &options, context)?;
-    let after = perplexity(&SourceModel::open(&output)?, &test, &Device::Cpu, console)?;
+    let after = perplexity(&SourceModel::open(&output)?, &test.windows, &Device::Cpu, console)?;
 
     let figures = Figures {
         bytes: [outcome.plan.model.weight_bytes, outcome.plan.weight_bytes],

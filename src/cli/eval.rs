@@ -95,6 +95,6 @@ fn windows(args: &Args, model: &SourceModel) -> Result<(Windows, Option<String>)
     }
     let length = window_length(args.window, model)?;
     let limit = args.windows.map(|n| n as usize);
-    let (windows, sha256) = windows_of_text(model, &args.text, length, limit, Draw::FromStart)?;
-    Ok((windows, Some(sha256)))
+    let text = windows_of_text(model, &args.text, length, limit, Draw::FromStart)?;
+    Ok((text.windows, Some(text.text_sha256)))
 }

@@ -91,6 +91,7 @@ fn measuring(text: Option<&CalibrationText>, context: Context<'_>) -> Option<Mea
     shape.map(|(windows, window)| Measuring {
         windows,
         window,
+        text_bytes: text.map_or(0, |text| text.text_bytes),
         gradients: context.measure.gradients,
         activation_memory: context.activation_memory,
     })

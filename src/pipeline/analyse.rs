@@ -16,6 +16,8 @@ pub struct CalibrationText {
     pub windows: Windows,
     /// Hash of the text files.
     pub text_sha256: String,
+    /// Bytes of the text, more than the windows may take of it.
+    pub text_bytes: usize,
 }
 
 impl CalibrationText {

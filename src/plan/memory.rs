@@ -17,9 +17,15 @@ const F64: usize = size_of::<f64>();
 /// The program itself, its tokenizer, and the headers.
 const PROGRAM: u64 = 24 << 20;
 
+/// What tokenising takes per byte of text. It is given back in pieces too small for the system to
+/// take, and stays with the process.
+const TOKENISED: usize = 100;
+
 /// Bytes held at the peak, by what holds them, on this machine's number of threads.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Forecast {
+    /// The tokenised text.
+    pub text: u64,
     /// Inputs of all blocks, where a backward pass needs them; else of one.
     pub kept_activations: u64,
     /// Weights of the largest block, in f32.
@@ -45,6 +51,8 @@ pub struct Measuring {
     pub windows: usize,
     /// Tokens of each.
     pub window: usize,
+    /// Bytes of the text that is tokenised for them; 0 where it is not known yet.
+    pub text_bytes: usize,
     /// Whether there is a backward pass.
     pub gradients: bool,
     /// Bytes of activations that may stay in memory.
@@ -74,6 +82,7 @@ pub fn forecast(model: &SourceModel, measuring: Option<Measuring>) -> Forecast {
     forecast.block_weights = largest(&|sites| {
         bytes(sites.iter().map(|site| site.parameters(&Storage::Dense)).sum(), F32)
     });
+    forecast.text = bytes(measuring.text_bytes, TOKENISED);
     forecast.moments = largest(&|sites| LayerMoments::bytes_for(sites));
     let widest = model.sites.iter().map(|site| site.out_features).max().unwrap_or(0);
     // gate, up, their product; the stream, its norm and what the block adds.
@@ -103,7 +112,8 @@ pub fn forecast(model: &SourceModel, measuring: Option<Measuring>) -> Forecast {
     let beside = forecast.forward;
     let phases =
         [there, forecast.head + beside, back, forecast.moments + forecast.decomposition + beside];
-    forecast.peak = PROGRAM + forecast.kept_activations + phases.into_iter().max().unwrap_or(0);
+    let always = PROGRAM + forecast.text + forecast.kept_activations;
+    forecast.peak = always + phases.into_iter().max().unwrap_or(0);
     forecast
 }
 
