@@ -45,13 +45,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         out = Path(temporary) / "out"
         for kept, reference in LORD.items():
-            rule = ["--uniform", kept, "--rank-multiple", 1, "--paper", "--no-gradients", *CALIBRATION]
+            rule = ["--uniform", kept, "--rank-multiple", 1, *CALIBRATION]
             size, found = compressed(bantam, out, *rule)
             job = ["--job", Path(temporary) / "job"]
             spent, default = compressed(bantam, out, "--budget", size, *job, *CALIBRATION)
             assert spent <= size
             difference = 100 * (found / reference - 1)
-            print(f"| lord --paper --uniform {kept} | {size} | {reference:.3f} | {found:.3f} | {difference:+.2f} % "
+            print(f"| lord --uniform {kept} | {size} | {reference:.3f} | {found:.3f} | {difference:+.2f} % "
                   f"| {default:.3f} ({spent} bytes) |", flush=True)
         for reduce, reference in WELORE.items():
             rule = ["--method", "welore", "--reduce", reduce, "--rank-multiple", 1]

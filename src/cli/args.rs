@@ -40,7 +40,7 @@ pub(super) struct TargetArgs {
     #[arg(long, value_name = "FRACTION", value_parser = fraction, allow_negative_numbers = true)]
     keep: Option<f64>,
 
-    /// Every linear keeps this fraction of its parameters, with no allocation.
+    /// Every linear keeps this fraction of its parameters, as published: no allocation, no gradients.
     #[arg(long, value_name = "FRACTION", value_parser = fraction, allow_negative_numbers = true)]
     uniform: Option<f64>,
 
@@ -50,6 +50,11 @@ pub(super) struct TargetArgs {
 }
 
 impl TargetArgs {
+    /// Whether a published rule chooses the ranks, and with it the decompositions are those published.
+    fn is_published(&self) -> bool {
+        self.uniform.is_some() || self.reduce.is_some()
+    }
+
     fn rule(&self, methods: &[MethodName]) -> Result<Rule> {
         match (self.budget, self.keep, self.uniform, self.reduce) {
             (Some(bytes), ..) => Ok(Rule::Target(Target::Budget(bytes))),
@@ -112,15 +117,19 @@ impl MethodName {
 }
 
 impl MethodArgs {
-    pub(super) fn passes(&self) -> Vec<Box<dyn Pass>> {
+    pub(super) fn passes(&self, target: &TargetArgs) -> Vec<Box<dyn Pass>> {
         let mut methods: Vec<Method> = self.method.iter().map(|name| name.method()).collect();
         methods.sort_unstable();
         methods.dedup();
-        passes(&methods, self.rank_multiple as usize, self.paper)
+        passes(&methods, self.rank_multiple as usize, self.measure_options(target).paper)
     }
 
-    pub(super) fn measure_options(&self) -> MeasureOptions {
-        MeasureOptions { gradients: !self.no_gradients, paper: self.paper }
+    pub(super) fn measure_options(&self, target: &TargetArgs) -> MeasureOptions {
+        let published = target.is_published();
+        MeasureOptions {
+            gradients: !self.no_gradients && !published,
+            paper: self.paper || published,
+        }
     }
 
     pub(super) fn request(&self, target: &TargetArgs) -> Result<Request> {

@@ -103,7 +103,11 @@ pub(super) fn run(args: &Args, console: &Console) -> Result<()> {
         }
         (None, Some(target)) => {
             let method = &args.method;
-            (Choices::Asked(method.request(target)?), method.passes(), method.measure_options())
+            (
+                Choices::Asked(method.request(target)?),
+                method.passes(target),
+                method.measure_options(target),
+            )
         }
         (None, None) => {
             return Err(Error::usage(

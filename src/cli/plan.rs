@@ -56,7 +56,8 @@ pub(super) struct Args {
 
 pub(super) fn run(args: &Args, console: &Console) -> Result<()> {
     let model = args.model.open()?;
-    let (passes, measure) = (args.method.passes(), args.method.measure_options());
+    let (passes, measure) =
+        (args.method.passes(&args.target), args.method.measure_options(&args.target));
     let context = Context {
         passes: &passes,
         measure,
