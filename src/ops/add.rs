@@ -12,8 +12,7 @@
 
 use candle_core::{CpuStorage, CustomOp2, DType, Layout, Shape, Tensor};
 
-use super::lanes::{self, Kernel};
-use super::operand;
+use super::{lanes, operand};
 use crate::error::Result;
 
 const OP: &str = "add";
@@ -46,12 +45,7 @@ impl CustomOp2 for Add {
     ) -> candle_core::Result<(CpuStorage, Shape)> {
         let a = operand::elements::<f32>(a, a_layout)?;
         let b = operand::elements::<f32>(b, b_layout)?;
-        let mut y = vec![0.0; a.len()];
-        lanes::for_row_blocks(&mut y, 1, |first, y| {
-            let block = first..first + y.len();
-            lanes::run(Elements { a: &a[block.clone()], b: &b[block], y });
-        });
-        Ok((CpuStorage::F32(y), a_layout.shape().clone()))
+        Ok((CpuStorage::F32(lanes::zip(a, b, |a, b| a + b)), a_layout.shape().clone()))
     }
 
     fn bwd(
@@ -62,22 +56,5 @@ impl CustomOp2 for Add {
         dy: &Tensor,
     ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>)> {
         Ok((Some(dy.clone()), Some(dy.clone())))
-    }
-}
-
-struct Elements<'a> {
-    a: &'a [f32],
-    b: &'a [f32],
-    y: &'a mut [f32],
-}
-
-impl Kernel for Elements<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn call(self) {
-        for ((y, a), b) in self.y.iter_mut().zip(self.a).zip(self.b) {
-            *y = a + b;
-        }
     }
 }

@@ -173,14 +173,7 @@ impl Kernel for Row<'_> {
 /// The sum of `e^(v - max)`; NaN if some v is not finite.
 #[inline(always)]
 fn sum_exp(x: &[f32], max: f32) -> f64 {
-    let mut sums = [0.0; LANES];
-    let (chunks, tail) = x.as_chunks::<LANES>();
-    for chunk in chunks {
-        for (sum, &v) in sums.iter_mut().zip(chunk) {
-            *sum += term(v, max);
-        }
-    }
-    lanes::total(&sums) + tail.iter().map(|&v| f64::from(term(v, max))).sum::<f64>()
+    lanes::sum_by(x, |_, v| term(v, max))
 }
 
 /// `e^(v - max)`. NaN and +inf make it NaN by themselves; -inf, whose term would be 0, through `0

@@ -18,8 +18,7 @@ use std::f32::consts::SQRT_2;
 
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, DType, Layout, Shape, Tensor};
 
-use super::lanes::{self, Kernel};
-use super::operand;
+use super::{lanes, operand};
 use crate::error::Result;
 
 const OP: &str = "gelu";
@@ -70,14 +69,10 @@ impl CustomOp1 for Unary {
         x_layout: &Layout,
     ) -> candle_core::Result<(CpuStorage, Shape)> {
         let x = operand::elements::<f32>(x, x_layout)?;
-        let mut y = vec![0.0; x.len()];
-        lanes::for_row_blocks(&mut y, 1, |first, y| {
-            let x = &x[first..][..y.len()];
-            match self.form {
-                Gelu::Erf => lanes::run(Map { x, y, f: |x| x * normal(x) }),
-                Gelu::Tanh => lanes::run(Map { x, y, f: |x| x * logistic(x) }),
-            }
-        });
+        let y = match self.form {
+            Gelu::Erf => lanes::map(x, |x| x * normal(x)),
+            Gelu::Tanh => lanes::map(x, |x| x * logistic(x)),
+        };
         Ok((CpuStorage::F32(y), x_layout.shape().clone()))
     }
 
@@ -151,60 +146,13 @@ impl CustomOp2 for Product {
     ) -> candle_core::Result<(CpuStorage, Shape)> {
         let x = operand::elements::<f32>(x, x_layout)?;
         let other = operand::elements::<f32>(other, other_layout)?;
-        let mut y = vec![0.0; x.len()];
-        lanes::for_row_blocks(&mut y, 1, |first, y| {
-            let (x, other) = (&x[first..][..y.len()], &other[first..][..y.len()]);
-            match (self.form, self.factor) {
-                (Gelu::Erf, Factor::Value) => {
-                    lanes::run(Zip { x, other, y, f: |x, o| x * normal(x) * o });
-                }
-                (Gelu::Tanh, Factor::Value) => {
-                    lanes::run(Zip { x, other, y, f: |x, o| x * logistic(x) * o });
-                }
-                (Gelu::Erf, Factor::Slope) => {
-                    lanes::run(Zip { x, other, y, f: |x, o| normal_slope(x) * o });
-                }
-                (Gelu::Tanh, Factor::Slope) => {
-                    lanes::run(Zip { x, other, y, f: |x, o| logistic_slope(x) * o });
-                }
-            }
-        });
+        let y = match (self.form, self.factor) {
+            (Gelu::Erf, Factor::Value) => lanes::zip(x, other, |x, o| x * normal(x) * o),
+            (Gelu::Tanh, Factor::Value) => lanes::zip(x, other, |x, o| x * logistic(x) * o),
+            (Gelu::Erf, Factor::Slope) => lanes::zip(x, other, |x, o| normal_slope(x) * o),
+            (Gelu::Tanh, Factor::Slope) => lanes::zip(x, other, |x, o| logistic_slope(x) * o),
+        };
         Ok((CpuStorage::F32(y), x_layout.shape().clone()))
-    }
-}
-
-struct Map<'a, F> {
-    x: &'a [f32],
-    y: &'a mut [f32],
-    f: F,
-}
-
-impl<F: Fn(f32) -> f32> Kernel for Map<'_, F> {
-    type Output = ();
-
-    #[inline(always)]
-    fn call(self) {
-        for (y, &x) in self.y.iter_mut().zip(self.x) {
-            *y = (self.f)(x);
-        }
-    }
-}
-
-struct Zip<'a, F> {
-    x: &'a [f32],
-    other: &'a [f32],
-    y: &'a mut [f32],
-    f: F,
-}
-
-impl<F: Fn(f32, f32) -> f32> Kernel for Zip<'_, F> {
-    type Output = ();
-
-    #[inline(always)]
-    fn call(self) {
-        for ((y, &x), &other) in self.y.iter_mut().zip(self.x).zip(self.other) {
-            *y = (self.f)(x, other);
-        }
     }
 }
 

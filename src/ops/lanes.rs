@@ -23,6 +23,57 @@ pub(super) fn run<K: Kernel>(kernel: K) -> K::Output {
     Arch::new().dispatch(kernel)
 }
 
+/// `f(x[i])` for every element, in parallel.
+pub(super) fn map(x: &[f32], f: impl Fn(f32) -> f32 + Copy + Sync) -> Vec<f32> {
+    let mut y = vec![0.0; x.len()];
+    for_row_blocks(&mut y, 1, |first, y| run(Map { x: &x[first..][..y.len()], y, f }));
+    y
+}
+
+/// `f(a[i], b[i])` for every element of two slices of one length, in parallel.
+pub(super) fn zip(a: &[f32], b: &[f32], f: impl Fn(f32, f32) -> f32 + Copy + Sync) -> Vec<f32> {
+    let mut y = vec![0.0; a.len()];
+    for_row_blocks(&mut y, 1, |first, y| {
+        run(Zip { a: &a[first..][..y.len()], b: &b[first..][..y.len()], y, f });
+    });
+    y
+}
+
+struct Map<'a, F> {
+    x: &'a [f32],
+    y: &'a mut [f32],
+    f: F,
+}
+
+impl<F: Fn(f32) -> f32> Kernel for Map<'_, F> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        for (y, &x) in self.y.iter_mut().zip(self.x) {
+            *y = (self.f)(x);
+        }
+    }
+}
+
+struct Zip<'a, F> {
+    a: &'a [f32],
+    b: &'a [f32],
+    y: &'a mut [f32],
+    f: F,
+}
+
+impl<F: Fn(f32, f32) -> f32> Kernel for Zip<'_, F> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        for ((y, &a), &b) in self.y.iter_mut().zip(self.a).zip(self.b) {
+            *y = (self.f)(a, b);
+        }
+    }
+}
+
 /// Calls `work(first_row, rows)` on consecutive blocks of whole rows of `out`, in parallel.
 ///
 /// Rows are independent, so where the blocks are cut changes no bit.
@@ -133,6 +184,21 @@ pub(super) fn dot(a: &[f32], b: &[f32]) -> f64 {
     }
     let tail = a_tail.iter().zip(b_tail).map(|(&a, &b)| f64::from(a * b));
     total(&sums) + tail.sum::<f64>()
+}
+
+/// The sum of `term(i, x[i])`, in f32 lanes, the lanes in f64.
+#[inline(always)]
+pub(super) fn sum_by(x: &[f32], term: impl Fn(usize, f32) -> f32) -> f64 {
+    let mut sums = [0.0; LANES];
+    let (chunks, tail) = x.as_chunks::<LANES>();
+    for (c, chunk) in chunks.iter().enumerate() {
+        for (i, (sum, &v)) in sums.iter_mut().zip(chunk).enumerate() {
+            *sum += term(c * LANES + i, v);
+        }
+    }
+    let start = x.len() - tail.len();
+    let rest = (start..).zip(tail).map(|(i, &v)| f64::from(term(i, v)));
+    total(&sums) + rest.sum::<f64>()
 }
 
 /// The sum of the lanes, in f64 and in order.

@@ -16,7 +16,7 @@
 
 use candle_core::{CpuStorage, CustomOp3, DType, Layout, Shape, Tensor};
 
-use super::lanes::{self, Kernel, LANES};
+use super::lanes::{self, Kernel};
 use super::operand;
 use crate::error::Result;
 
@@ -157,8 +157,8 @@ impl Kernel for GradientRows<'_> {
             for ((dx, &dy), &w) in dx.iter_mut().zip(dy).zip(self.weight) {
                 *dx = dy * w;
             }
-            let along_one = (sum_by(dx, |_, h| h) / d as f64) as f32;
-            let along_x = sum_by(dx, |i, h| h * ((x[i] - mean) * inverse)) / d as f64;
+            let along_one = (lanes::sum_by(dx, |_, h| h) / d as f64) as f32;
+            let along_x = lanes::sum_by(dx, |i, h| h * ((x[i] - mean) * inverse)) / d as f64;
             let along_x = along_x as f32;
             for (dx, &x) in dx.iter_mut().zip(x) {
                 *dx = inverse * (*dx - along_one - ((x - mean) * inverse) * along_x);
@@ -171,22 +171,7 @@ impl Kernel for GradientRows<'_> {
 #[inline(always)]
 fn moments(x: &[f32], eps: f64) -> (f32, f32) {
     let d = x.len() as f64;
-    let mean = (sum_by(x, |_, v| v) / d) as f32;
-    let variance = sum_by(x, |_, v| (v - mean) * (v - mean)) / d;
+    let mean = (lanes::sum_by(x, |_, v| v) / d) as f32;
+    let variance = lanes::sum_by(x, |_, v| (v - mean) * (v - mean)) / d;
     (mean, (1.0 / (variance + eps).sqrt()) as f32)
-}
-
-/// The sum of `term(i, x[i])`, in lanes.
-#[inline(always)]
-fn sum_by(x: &[f32], term: impl Fn(usize, f32) -> f32) -> f64 {
-    let mut sums = [0.0; LANES];
-    let (chunks, tail) = x.as_chunks::<LANES>();
-    for (c, chunk) in chunks.iter().enumerate() {
-        for (i, (sum, &v)) in sums.iter_mut().zip(chunk).enumerate() {
-            *sum += term(c * LANES + i, v);
-        }
-    }
-    let start = x.len() - tail.len();
-    let rest = (start..).zip(tail).map(|(i, &v)| f64::from(term(i, v)));
-    lanes::total(&sums) + rest.sum::<f64>()
 }

@@ -131,14 +131,7 @@ impl Kernel for Rows<'_> {
 
 #[inline(always)]
 fn sum_of_squares(x: &[f32]) -> f64 {
-    let mut squares = [0.0; LANES];
-    let (chunks, tail) = x.as_chunks::<LANES>();
-    for chunk in chunks {
-        for (lane, &v) in squares.iter_mut().zip(chunk) {
-            *lane += v * v;
-        }
-    }
-    lanes::total(&squares) + tail.iter().map(|&v| f64::from(v * v)).sum::<f64>()
+    lanes::sum_by(x, |_, v| v * v)
 }
 
 struct GradientRows<'a> {

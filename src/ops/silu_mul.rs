@@ -48,11 +48,7 @@ impl CustomOp2 for SiluMul {
     ) -> candle_core::Result<(CpuStorage, Shape)> {
         let gate = operand::elements::<f32>(gate, gate_layout)?;
         let up = operand::elements::<f32>(up, up_layout)?;
-        let mut y = vec![0.0; gate.len()];
-        lanes::for_row_blocks(&mut y, 1, |first, y| {
-            let block = first..first + y.len();
-            lanes::run(Elements { gate: &gate[block.clone()], up: &up[block], y });
-        });
+        let y = lanes::zip(gate, up, |gate, up| (gate / (1.0 + lanes::exp(-gate))) * up);
         Ok((CpuStorage::F32(y), gate_layout.shape().clone()))
     }
 
@@ -99,23 +95,6 @@ impl CustomOp3 for SiluMulGradient {
         });
         let dims = [&[2], gate_layout.dims()].concat();
         Ok((CpuStorage::F32(both), Shape::from(dims)))
-    }
-}
-
-struct Elements<'a> {
-    gate: &'a [f32],
-    up: &'a [f32],
-    y: &'a mut [f32],
-}
-
-impl Kernel for Elements<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn call(self) {
-        for ((y, &gate), &up) in self.y.iter_mut().zip(self.gate).zip(self.up) {
-            *y = (gate / (1.0 + lanes::exp(-gate))) * up;
-        }
     }
 }
 

@@ -10,8 +10,7 @@
 
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, DType, Layout, Shape, Tensor};
 
-use super::lanes::{self, Kernel};
-use super::operand;
+use super::{lanes, operand};
 use crate::error::Result;
 
 const OP: &str = "soft_cap";
@@ -44,10 +43,8 @@ impl CustomOp1 for SoftCap {
         x_layout: &Layout,
     ) -> candle_core::Result<(CpuStorage, Shape)> {
         let x = operand::elements::<f32>(x, x_layout)?;
-        let mut y = vec![0.0; x.len()];
-        lanes::for_row_blocks(&mut y, 1, |first, y| {
-            lanes::run(Elements { x: &x[first..][..y.len()], cap: self.cap, y });
-        });
+        let cap = self.cap;
+        let y = lanes::map(x, |x| cap * lanes::tanh(x / cap));
         Ok((CpuStorage::F32(y), x_layout.shape().clone()))
     }
 
@@ -85,48 +82,12 @@ impl CustomOp2 for SoftCapGradient {
     ) -> candle_core::Result<(CpuStorage, Shape)> {
         let y = operand::elements::<f32>(y, y_layout)?;
         let dy = operand::elements::<f32>(dy, dy_layout)?;
-        let mut dx = vec![0.0; y.len()];
-        lanes::for_row_blocks(&mut dx, 1, |first, dx| {
-            let (y, dy) = (&y[first..][..dx.len()], &dy[first..][..dx.len()]);
-            lanes::run(GradientElements { y, dy, cap: self.cap, dx });
+        let cap = self.cap;
+        let dx = lanes::zip(y, dy, |y, dy| {
+            let share = y / cap;
+            // (1 - s) (1 + s) keeps the digits that 1 - s² loses near the cap.
+            dy * ((1.0 - share) * (1.0 + share))
         });
         Ok((CpuStorage::F32(dx), y_layout.shape().clone()))
-    }
-}
-
-struct Elements<'a> {
-    x: &'a [f32],
-    cap: f32,
-    y: &'a mut [f32],
-}
-
-impl Kernel for Elements<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn call(self) {
-        for (y, &x) in self.y.iter_mut().zip(self.x) {
-            *y = self.cap * lanes::tanh(x / self.cap);
-        }
-    }
-}
-
-struct GradientElements<'a> {
-    y: &'a [f32],
-    dy: &'a [f32],
-    cap: f32,
-    dx: &'a mut [f32],
-}
-
-impl Kernel for GradientElements<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn call(self) {
-        for ((dx, &y), &dy) in self.dx.iter_mut().zip(self.y).zip(self.dy) {
-            let share = y / self.cap;
-            // (1 - s) (1 + s) keeps the digits that 1 - s² loses near the cap.
-            *dx = dy * ((1.0 - share) * (1.0 + share));
-        }
     }
 }
