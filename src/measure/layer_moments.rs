@@ -52,7 +52,8 @@ pub enum Importance {
 pub struct LayerMoments {
     inputs: BTreeMap<Port, SecondMoment>,
     outputs: BTreeMap<String, SecondMoment>,
-    residuals: BTreeMap<Half, Energies>,
+    /// `None` where gradients say what an output is worth, and nobody asks for shares.
+    residuals: Option<BTreeMap<Half, Energies>>,
 }
 
 /// Sums of squares of what a half added and of the stream after it.
@@ -82,7 +83,7 @@ impl LayerMoments {
                 }
             }
         }
-        Ok(Self { inputs, outputs, residuals: BTreeMap::new() })
+        Ok(Self { inputs, outputs, residuals: Some(BTreeMap::new()) })
     }
 
     /// Bytes that moments for `sites` take.
@@ -92,6 +93,12 @@ impl LayerMoments {
             Side::Output => readers.iter().map(|s| square(s.out_features)).sum(),
         };
         by_port(sites).values().map(entries).sum::<u64>() * 8
+    }
+
+    /// The same, to be joined by gradients: the residual stream need not be looked at.
+    #[must_use]
+    pub fn beside_gradients(self) -> Self {
+        Self { residuals: None, ..self }
     }
 
     /// The moments per site name; sites whose port saw no token (an expert nobody chose) are absent.
@@ -104,7 +111,7 @@ impl LayerMoments {
         let share = |(key, moment)| (key, Arc::new(moment));
         let inputs: BTreeMap<Port, _> = self.inputs.into_iter().map(share).collect();
         let mut outputs = self.outputs;
-        let residuals = self.residuals;
+        let residuals = self.residuals.unwrap_or_default();
         let stats = sites.iter().filter_map(|site| {
             let importance = match gradients {
                 Some(gradients) => Importance::Channels(gradients.get(&site.name)?.per_token()),
@@ -140,7 +147,8 @@ impl Observer for LayerMoments {
     }
 
     fn residual(&mut self, half: Half, added: &Tensor, stream: &Tensor) -> Result<()> {
-        let energies = self.residuals.entry(half).or_default();
+        let Some(residuals) = &mut self.residuals else { return Ok(()) };
+        let energies = residuals.entry(half).or_default();
         energies.added += energy(added)?;
         energies.stream += energy(stream)?;
         Ok(())

@@ -83,7 +83,10 @@ impl<'a> Statistics<'a> {
             Self::Backward(backward) if sites.is_empty() => {
                 Some(backward.retreat_unobserved(progress)?)
             }
-            Self::Backward(backward) => Some(backward.retreat(&mut moments, progress)?),
+            Self::Backward(backward) => {
+                moments = moments.beside_gradients();
+                Some(backward.retreat(&mut moments, progress)?)
+            }
         };
         Ok(moments.into_stats(sites, gradients.as_ref()))
     }
