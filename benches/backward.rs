@@ -11,9 +11,8 @@ use std::time::Instant;
 
 use bantam::arch::SourceModel;
 use bantam::eval::perplexity;
-use bantam::measure::{Backward, Draw, Keep, Text, Tokenizer, Windows};
+use bantam::measure::{Backward, Draw, Keep, Place, Text, Tokenizer, Windows};
 use bantam::progress::Silent;
-use candle_core::Device;
 
 fn main() {
     let arguments: Vec<String> =
@@ -31,10 +30,10 @@ fn main() {
     let (mut forward, mut both) = (f64::INFINITY, f64::INFINITY);
     for _ in 0..rounds.parse().unwrap() {
         let started = Instant::now();
-        perplexity(&model, &windows, &Device::Cpu, &Silent).unwrap();
+        perplexity(&model, &windows, &Place::cpu(), &Silent).unwrap();
         forward = forward.min(started.elapsed().as_secs_f64());
         let started = Instant::now();
-        let mut pass = Backward::new(&model, &windows, &Device::Cpu, &keep, &Silent).unwrap();
+        let mut pass = Backward::new(&model, &windows, &Place::cpu(), &keep, &Silent).unwrap();
         while pass.next_layer().is_some() {
             pass.retreat_unobserved(&Silent).unwrap();
         }

@@ -101,6 +101,17 @@ pub enum Error {
         subject: String,
     },
 
+    /// A matrix that needs a Cholesky factor has none in floating point.
+    #[error(
+        "{subject} is not positive definite: its leading minor of order {minor} is not positive"
+    )]
+    NotPositiveDefinite {
+        /// The matrix.
+        subject: String,
+        /// The order of the first leading minor that fails, from 1.
+        minor: usize,
+    },
+
     /// The budget is below the smallest model the methods can make.
     #[error("a budget of {budget} bytes is below the smallest possible model, {smallest} bytes")]
     BudgetTooSmall {
@@ -154,9 +165,31 @@ pub enum Error {
     #[error("interrupted; no model was left behind")]
     Interrupted,
 
+    /// A GPU was asked for and cannot be used.
+    #[error("cannot compute on a GPU: {why}")]
+    NoGpu {
+        /// What is missing.
+        why: String,
+    },
+
+    /// What is asked for needs more device memory than there is, or than it may take.
+    #[error("{what} needs {needed} bytes of device memory, {available} may be used")]
+    DeviceMemory {
+        /// What was to be held there.
+        what: String,
+        /// Bytes of it.
+        needed: u64,
+        /// Bytes free, or allowed.
+        available: u64,
+    },
+
+    /// The GPU ran out of memory.
+    #[error("the GPU is out of memory: {0}")]
+    OutOfDeviceMemory(String),
+
     /// The tensor engine refused an operation: shapes were validated before, so this is a bug.
     #[error("tensor engine: {0}")]
-    Tensor(#[from] candle_core::Error),
+    Tensor(candle_core::Error),
 
     /// A broken invariant.
     #[error("internal error: {0}")]
@@ -182,9 +215,15 @@ impl Error {
             Self::Config { .. } | Self::TensorMismatch { .. } | Self::InvalidFile { .. } => {
                 ExitCode::InvalidInput
             }
-            Self::UnsupportedFamily { .. } | Self::Unsupported { .. } => ExitCode::Unsupported,
-            Self::NonFinite { .. } | Self::NoConvergence { .. } => ExitCode::Numerical,
-            Self::BudgetTooSmall { .. } => ExitCode::DoesNotFit,
+            Self::UnsupportedFamily { .. } | Self::Unsupported { .. } | Self::NoGpu { .. } => {
+                ExitCode::Unsupported
+            }
+            Self::NonFinite { .. }
+            | Self::NoConvergence { .. }
+            | Self::NotPositiveDefinite { .. } => ExitCode::Numerical,
+            Self::BudgetTooSmall { .. }
+            | Self::DeviceMemory { .. }
+            | Self::OutOfDeviceMemory(_) => ExitCode::DoesNotFit,
             Self::Io { source, .. } => io_exit_code(source),
             Self::Interrupted => ExitCode::Interrupted,
             Self::Verification { .. } | Self::Tensor(_) | Self::Bug(_) => ExitCode::Bug,
@@ -207,9 +246,23 @@ impl Error {
             Self::NonFinite { .. } => Some(
                 "the checkpoint may be damaged; download it again and compare checksums".into(),
             ),
+            Self::NotPositiveDefinite { .. } => Some(
+                "a moment of fewer tokens than it has dimensions is singular; use more text".into(),
+            ),
             Self::BudgetTooSmall { smallest, .. } => {
                 Some(format!("use `--budget {smallest}` or more"))
             }
+            Self::NoGpu { .. } => Some(
+                "`bantam inspect --system` shows what was found; `--compute cpu` needs no GPU"
+                    .into(),
+            ),
+            Self::DeviceMemory { .. } => {
+                Some("use a smaller --window, a larger --device-memory or `--compute cpu`".into())
+            }
+            Self::OutOfDeviceMemory(_) => Some(
+                "others may be using the GPU: name with --device-memory what bantam may take"
+                    .into(),
+            ),
             Self::Io { source, .. } if io_exit_code(source) == ExitCode::DoesNotFit => {
                 Some("free some space, or write to another disk with -o".into())
             }
@@ -217,6 +270,17 @@ impl Error {
                 Some("this is a bug in bantam; please report it with the command line".into())
             }
             _ => None,
+        }
+    }
+}
+
+impl From<candle_core::Error> for Error {
+    fn from(error: candle_core::Error) -> Self {
+        let text = error.to_string();
+        match text.contains("OUT_OF_MEMORY") {
+            // Where in our code it happened is of no use to who reads this.
+            true => Self::OutOfDeviceMemory(text.lines().next().unwrap_or_default().to_owned()),
+            false => Self::Tensor(error),
         }
     }
 }

@@ -14,7 +14,7 @@ use bantam::arch::{Port, Site, SourceModel};
 use bantam::error::Result;
 use bantam::eval::perplexity;
 use bantam::measure::{
-    Backward, Draw, GradientMoments, Importance, Keep, LayerMoments, Scored, Stream, Windows,
+    Backward, Draw, GradientMoments, Importance, Keep, LayerMoments, Place, Scored, Stream, Windows,
 };
 use bantam::model::{BlockContext, Decoder, GradientSink, GradientSinks, Half, Observer};
 use bantam::progress::Silent;
@@ -41,7 +41,7 @@ fn in_memory() -> Keep {
 }
 
 fn backward<'a>(model: &'a SourceModel, windows: &Windows, keep: &Keep) -> Backward<'a> {
-    Backward::new(model, windows, &DEVICE, keep, &Silent).unwrap()
+    Backward::new(model, windows, &Place::cpu(), keep, &Silent).unwrap()
 }
 
 /// Moments of every layer, last first, and the gradients at the head's input and at every block's,
@@ -110,7 +110,7 @@ impl Observer for Everywhere {
 
 /// The residual stream before block `first` of `windows`, as one chunk.
 fn stream_before(model: &SourceModel, windows: &Windows, first: usize) -> Tensor {
-    let mut stream = Stream::new(model, windows, &DEVICE).unwrap();
+    let mut stream = Stream::new(model, windows, &Place::cpu()).unwrap();
     for _ in 0..first {
         stream.advance_unobserved(&Silent).unwrap();
     }
@@ -135,10 +135,19 @@ fn losses_from(
     }
     let head = decoder.head().unwrap();
     let groups = Scored::groups(windows.ids(), length, &DEVICE).unwrap();
+    // The head computes losses without a graph; here they are taken from the logits, step by step.
     let losses = groups.iter().map(|Scored { rows, targets }| {
-        head.losses(&x.index_select(rows, 0).unwrap(), targets).unwrap()
+        let logits = head.logits(&x.index_select(rows, 0).unwrap()).unwrap();
+        negative_log_likelihood(&logits, targets).unwrap()
     });
     Tensor::cat(&losses.collect::<Vec<_>>(), 0).unwrap()
+}
+
+fn negative_log_likelihood(logits: &Tensor, targets: &Tensor) -> candle_core::Result<Tensor> {
+    let max = logits.max_keepdim(1)?.detach();
+    let sum = logits.broadcast_sub(&max)?.exp()?.sum_keepdim(1)?;
+    let of_target = logits.gather(&targets.unsqueeze(1)?, 1)?;
+    ((sum.log()? + max)? - of_target)?.squeeze(1)
 }
 
 /// The largest difference as a share of the largest value.
@@ -296,7 +305,7 @@ fn the_way_back_shows_an_observer_what_the_way_there_does() {
     let windows = windows(&model, 100, 32);
     let (expected, _) = all_the_way(backward(&model, &windows, &in_memory()));
     let mut pass = backward(&model, &windows, &in_memory());
-    let mut stream = Stream::new(&model, &windows, &DEVICE).unwrap();
+    let mut stream = Stream::new(&model, &windows, &Place::cpu()).unwrap();
     let mut there = Vec::new();
     let layers = model.spec.layers.len();
     for layer in 0..layers {
@@ -365,7 +374,7 @@ fn the_loss_is_that_of_eval() {
     for (name, count, length) in [("llama", 100, 32), ("qwen3-moe", 3, 17), ("mistral", 1, 2)] {
         let model = golden(name);
         let windows = windows(&model, count, length);
-        let expected = perplexity(&model, &windows, &DEVICE, &Silent).unwrap().nll;
+        let expected = perplexity(&model, &windows, &Place::cpu(), &Silent).unwrap().nll;
         let found = backward(&model, &windows, &in_memory()).loss();
         assert_eq!(found.to_bits(), expected.to_bits(), "{name}: {found}, eval {expected}");
     }

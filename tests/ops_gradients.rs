@@ -9,8 +9,8 @@ mod numbers;
 use std::slice::from_ref;
 use std::sync::{Arc, Mutex};
 
-use bantam::ops::{self, GradientSink, GradientSinks, Scores};
-use candle_core::{D, DType, Device, Tensor, Var};
+use bantam::ops::{self, CrossEntropy, GradientSink, GradientSinks, Scores, VOCABULARY_TILE};
+use candle_core::{D, DType, Tensor, Var};
 use numbers::*;
 
 type Formula<'a> = &'a dyn Fn(&[Tensor]) -> candle_core::Result<Tensor>;
@@ -173,7 +173,7 @@ fn plain_attention(
     let sees = |i: usize, j: usize| j <= first + i && window.is_none_or(|w| first + i - j < w);
     let mask = (0..tq).flat_map(|i| (0..tk).map(move |j| (i, j)));
     let mask: Vec<f32> = mask.map(|(i, j)| if sees(i, j) { 0.0 } else { -1e30 }).collect();
-    let mask = Tensor::from_vec(mask, (1, 1, tq, tk), &Device::Cpu)?.to_dtype(x[0].dtype())?;
+    let mask = Tensor::from_vec(mask, (1, 1, tq, tk), &device())?.to_dtype(x[0].dtype())?;
     let scores = (x[0].matmul(&k.transpose(2, 3)?.contiguous()?)? * scale)?.broadcast_add(&mask)?;
     let shifted = scores.broadcast_sub(&scores.max_keepdim(3)?.detach())?.exp()?;
     let p = shifted.broadcast_div(&shifted.sum_keepdim(3)?)?;
@@ -193,7 +193,7 @@ fn of_causal_attention() {
         (3, 4, 4, 67, 67, 12, Some(5)),
     ] {
         let first: usize = tk - tq;
-        let scores = Scores { scale: 0.8, cap: None };
+        let scores = Scores { scale: 0.8, cap: None, in_bf16: false };
         let q = tensor(&random.vec(b * heads * tq * d, 2.0), &[b, heads, tq, d]);
         let k = tensor(&random.vec(b * kv_heads * tk * d, 2.0), &[b, kv_heads, tk, d]);
         let v = tensor(&random.vec(b * kv_heads * tk * d, 2.0), &[b, kv_heads, tk, d]);
@@ -231,20 +231,60 @@ fn of_silu_mul_far_out() {
 #[test]
 fn of_cross_entropy() {
     let mut random = Random(7);
-    for v in [1, 2, 31, 33, 127, 1024, 1025, 5003] {
+    for v in [1, 2, 31, 33, 127, 1024, 1025, 5003, VOCABULARY_TILE + 3] {
         for (n, scale) in [(1, 1.0), (5, 10.0), (33, 80.0)] {
             let logits = tensor(&random.vec(n * v, scale), &[n, v]);
             let targets: Vec<u32> = (0..n).map(|_| (random.next() % v as u64) as u32).collect();
-            let targets = Tensor::from_vec(targets, n, &Device::Cpu).unwrap();
+            let targets = Tensor::from_vec(targets, n, &device()).unwrap();
             let plain = |x: &[Tensor]| {
                 let max = x[0].max_keepdim(1)?.detach();
                 let sum = x[0].broadcast_sub(&max)?.exp()?.sum_keepdim(1)?;
                 let of_target = x[0].gather(&targets.unsqueeze(1)?, 1)?;
                 ((sum.log()? + max)? - of_target)?.squeeze(1)
             };
-            let op = |x: &[Tensor]| ops::cross_entropy(&x[0], &targets);
-            check(&format!("{n} rows of {v}"), &[logits], &op, &plain);
+            let tile = |columns: std::ops::Range<usize>| {
+                Ok(logits.narrow(1, columns.start, columns.len())?.contiguous()?)
+            };
+            let found = CrossEntropy::of(&targets, v, tile).unwrap();
+            let gradients: Vec<Tensor> = ops::tiles(v)
+                .map(|c| found.gradient(&tile(c.clone()).unwrap(), c.start).unwrap())
+                .collect();
+            let found = Tensor::cat(&gradients, 1).unwrap();
+            let ones = tensor(&vec![1.0; n], &[n]);
+            let of = |dtype| plain_gradients(from_ref(&logits), &ones, dtype, &plain).remove(0);
+            let what = format!("{n} rows of {v}");
+            let (exact, rounded) = (values_f64(&of(DType::F64)), values(&of(DType::F32)));
+            assert_as_good_as_plain(&values(&found), &rounded, &exact, &what);
         }
+    }
+}
+
+#[test]
+fn of_norm_rope() {
+    let mut random = Random(17);
+    for (b, t, h, d, w) in [(1, 1, 1, 2, 1), (2, 5, 3, 8, 4), (1, 7, 2, 33, 12), (2, 3, 1, 64, 32)]
+    {
+        let x = tensor(&random.vec(b * t * h * d, 2.0), &[b, t, h, d]);
+        let weight = tensor(&random.vec(d, 1.5), &[d]);
+        let angles = random.vec(t * w, 3.0);
+        let table =
+            |f: fn(f32) -> f32| tensor(&angles.iter().map(|&a| f(a)).collect::<Vec<_>>(), &[t, w]);
+        let (cos, sin) = (table(f32::cos), table(f32::sin));
+        let op = |x: &[Tensor]| ops::norm_rope(&x[0], &weight, 1e-5, &cos, &sin);
+        let apart = |x: &[Tensor]| ops::rope(&ops::rms_norm(&x[0], &weight, 1e-5)?, &cos, &sin);
+        assert_same(&op(from_ref(&x)).unwrap(), &apart(from_ref(&x)).unwrap());
+        let plain = |x: &[Tensor]| {
+            let to = |t: &Tensor| t.to_dtype(x[0].dtype());
+            let mean = x[0].sqr()?.mean_keepdim(D::Minus1)?;
+            let normed = x[0].broadcast_div(&(mean + 1e-5)?.sqrt()?)?;
+            let normed = normed.broadcast_mul(&to(&weight)?)?.transpose(1, 2)?;
+            let (cos, sin) = (to(&cos)?, to(&sin)?);
+            let (x1, x2) = (normed.narrow(3, 0, w)?, normed.narrow(3, w, w)?);
+            let y1 = (x1.broadcast_mul(&cos)? - x2.broadcast_mul(&sin)?)?;
+            let y2 = (x2.broadcast_mul(&cos)? + x1.broadcast_mul(&sin)?)?;
+            Tensor::cat(&[y1, y2, normed.narrow(3, 2 * w, d - 2 * w)?], 3)
+        };
+        check(&format!("{b}x{t}x{h}x{d}, {w} turn"), &[x], &op, &plain);
     }
 }
 
@@ -265,7 +305,7 @@ fn of_mix_rows() {
         // A stride that shares no factor with the number of rows takes every row once.
         let places: Vec<usize> = (0..t * k).map(|i| i * 127 % (t * k)).collect();
         let rows: Vec<u32> = places.iter().map(|&place| place as u32).collect();
-        let rows = Tensor::from_vec(rows, t * k, &Device::Cpu).unwrap();
+        let rows = Tensor::from_vec(rows, t * k, &device()).unwrap();
         let x = tensor(&random.vec(t * k * d, 1.0), &[t * k, d]);
         let weights = tensor(&random.vec(t * k, 1.0), &[t, k]);
         let op = |x: &[Tensor]| ops::mix_rows(&x[0], &x[1], &places);

@@ -7,7 +7,7 @@
 mod numbers;
 
 use bantam::ops::{self, Gelu, Scores};
-use candle_core::{DType, Device, Tensor, Var};
+use candle_core::{DType, Tensor, Var};
 use numbers::*;
 
 const WIDTHS: [usize; 9] = [1, 2, 3, 15, 16, 17, 97, 128, 1031];
@@ -86,7 +86,7 @@ fn layer_norm_is_its_definition() {
             let what = format!("{rows} rows of {d} around {mean}");
             assert_as_good_as_plain(&values(&y), &values(&plain), &values_f64(&exact), &what);
             let moved = ops::layer_norm(&shifted(&x), &shifted(&w), &shifted(&b), 1e-5).unwrap();
-            assert_eq!(bits(&moved), bits(&y));
+            assert_same(&moved, &y);
             let y4 = ops::layer_norm(&x.reshape((1, rows, 1, d)).unwrap(), &w, &b, 1e-5).unwrap();
             assert_eq!((y4.dims(), bits(&y4)), (&[1, rows, 1, d][..], bits(&y)));
             // One channel is all mean, two are plus and minus one: their gradient is rounding alone.
@@ -129,12 +129,12 @@ fn gelu_is_its_definition() {
             let y = ops::gelu(&x, form).unwrap();
             let exact = values_f64(&gelu(&to_f64(&x), form));
             assert_as_good_as_plain(&values(&y), &values(&gelu(&x, form)), &exact, &what);
-            assert_eq!(bits(&ops::gelu(&shifted(&x), form).unwrap()), bits(&y));
+            assert_same(&ops::gelu(&shifted(&x), form).unwrap(), &y);
             let y = ops::gelu_mul(&x, &up, form).unwrap();
             let product = |x: &Tensor, up: &Tensor| (gelu(x, form) * up).unwrap();
             let exact = values_f64(&product(&to_f64(&x), &to_f64(&up)));
             assert_as_good_as_plain(&values(&y), &values(&product(&x, &up)), &exact, &what);
-            assert_eq!(bits(&ops::gelu_mul(&shifted(&x), &shifted(&up), form).unwrap()), bits(&y));
+            assert_same(&ops::gelu_mul(&shifted(&x), &shifted(&up), form).unwrap(), &y);
 
             let op = |t: &[Tensor]| ops::gelu(&t[0], form).unwrap();
             assert_gradients(std::slice::from_ref(&x), 1, op, |t| gelu(&t[0], form), &what);
@@ -183,7 +183,7 @@ fn soft_cap_is_its_definition() {
             assert_gradients(&[x], 1, op, |t| definition(&t[0]), &what);
         }
     }
-    let x = Tensor::new(&[1.0_f32], &Device::Cpu).unwrap();
+    let x = Tensor::new(&[1.0_f32], &device()).unwrap();
     assert_refused(ops::soft_cap(&x, 0.0), &["cap is 0"]);
     assert_refused(ops::soft_cap(&x, f32::NAN), &["cap is NaN"]);
 }
@@ -205,7 +205,7 @@ fn attention(t: &[Tensor], scale: f64, cap: Option<f64>, window: usize) -> Tenso
     let sees = |i: usize, j: usize| j <= i && i - j < window;
     let mask: Vec<f64> =
         (0..n * n).map(|at| if sees(at / n, at % n) { 0.0 } else { f64::NEG_INFINITY }).collect();
-    let mask = Tensor::from_vec(mask, (n, n), &Device::Cpu).unwrap();
+    let mask = Tensor::from_vec(mask, (n, n), &device()).unwrap();
     let scores = scores.broadcast_add(&mask.to_dtype(scores.dtype()).unwrap()).unwrap();
     let exp =
         scores.broadcast_sub(&scores.max_keepdim(3).unwrap().detach()).unwrap().exp().unwrap();
@@ -227,7 +227,7 @@ fn capped_attention_and_its_gradient_are_their_definitions() {
         let mut make = |h| tensor(&random.vec(2 * h * n * d, 2.0), &shape(h));
         let inputs = [make(heads), make(kv_heads), make(kv_heads)];
         let what = format!("{:?}", (heads, kv_heads, n, d, window, cap));
-        let scores = Scores { scale: 0.7, cap };
+        let scores = Scores { scale: 0.7, cap, in_bf16: false };
         let op = |t: &[Tensor]| {
             ops::causal_attention(&t[0], &t[1], &t[2], scores, 0, Some(window)).unwrap()
         };

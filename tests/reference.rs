@@ -11,12 +11,11 @@ use bantam::arch::SourceModel;
 use bantam::checkpoint::WriteOptions;
 use bantam::eval::perplexity;
 use bantam::job::Job;
-use bantam::measure::{Draw, MeasureOptions, Text, Tokenizer, Windows};
+use bantam::measure::{Draw, MeasureOptions, Place, Text, Tokenizer, Windows};
 use bantam::passes::{Method, Pass, PassOptions};
 use bantam::pipeline::{CalibrationText, Context, Request, analyse, apply, draw_plan};
 use bantam::plan::Rule;
 use bantam::progress::Silent;
-use candle_core::Device;
 
 fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
@@ -31,7 +30,7 @@ fn windows(model: &SourceModel, file: &str, limit: Option<usize>) -> (Windows, S
 fn measured(model: &Path) -> f64 {
     let model = SourceModel::open(model).unwrap();
     let (test, _) = windows(&model, "pycode.test.txt", None);
-    let found = perplexity(&model, &test, &Device::Cpu, &Silent).unwrap();
+    let found = perplexity(&model, &test, &Place::cpu(), &Silent).unwrap();
     assert_eq!((found.windows, found.tokens), (256, 65_280));
     found.perplexity
 }
@@ -57,7 +56,7 @@ fn compressed(method: Method, rule: Rule) -> f64 {
         measure,
         activation_memory: 0,
         windows: (128, 256),
-        device: &Device::Cpu,
+        place: &Place::cpu(),
         progress: &Silent,
     };
     let request = Request { rule, rank_multiple: 1, floor: 0.0, fold: false };

@@ -17,7 +17,7 @@ use crate::plan::{Rule, Target, parse_size};
 #[derive(Debug, Args)]
 pub(super) struct ModelArg {
     /// Model folder, or `org/name[@revision]` in the local Hugging Face cache.
-    #[arg(value_name = "MODEL")]
+    #[arg(id = "MODEL", value_name = "MODEL")]
     model: String,
 }
 

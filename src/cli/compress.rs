@@ -3,10 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use candle_core::Device;
 use serde_json::json;
 
 use super::args::{self, CalibrationArgs, MethodArgs, ModelArg, ReportArgs, TargetArgs};
+use super::compute::ComputeArgs;
 use super::console::Console;
 use super::job::{JobArgs, existing_parent};
 use super::plan::describe;
@@ -15,6 +15,7 @@ use crate::arch::SourceModel;
 use crate::checkpoint::{ModelWriter, TensorInfo, WriteOptions};
 use crate::error::{Error, Result};
 use crate::job::Job;
+use crate::measure::PassKind;
 use crate::passes::{Needs, Repairs};
 use crate::pipeline::{CalibrationText, Context, Request, analyse, apply, draw_plan};
 use crate::plan::{Plan, Rule};
@@ -51,6 +52,9 @@ pub(super) struct Args {
 
     #[command(flatten)]
     calibration: CalibrationArgs,
+
+    #[command(flatten)]
+    compute: ComputeArgs,
 
     #[command(flatten)]
     job: JobArgs,
@@ -117,17 +121,20 @@ pub(super) fn run(args: &Args, console: &Console) -> Result<()> {
         }
     };
     let text = args.calibration.read(&model, console)?;
+    let windows = args.calibration.shape(&model)?;
+    let pass = PassKind { gradients: measure.gradients, moments: true };
+    let place = args.compute.place(&model, windows.1, pass, console)?;
     let context = Context {
         passes: &passes,
         measure,
         activation_memory: args.calibration.activation_memory,
-        windows: args.calibration.shape(&model)?,
-        device: &Device::Cpu,
+        windows,
+        place: &place,
         progress: console,
     };
     let (text, out) = (text.as_ref(), args.write.output.as_path());
     refuse_early(&model, &choices, text, out, &options, context)?;
-    let mut job = args.job.open(&model, text, measure, &existing_parent(out), console)?;
+    let mut job = args.job.open(&model, text, &existing_parent(out), context)?;
     let result = compress(&model, choices, text, &mut job, out, &options, context);
     let mut outcome = args.job.explain_failure(result, console)?;
     outcome.seconds = started.elapsed().as_secs_f64();

@@ -3,11 +3,11 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use candle_core::Device;
 use serde_json::json;
 
 use super::args::{ACTIVATION_MEMORY, ReportArgs, fraction, passes, windows_of_text};
 use super::compress::{Choices, compress, refuse_early};
+use super::compute::ComputeArgs;
 use super::console::Console;
 use super::report::{exact_size, peak_rss_bytes, peak_text, perplexity_text};
 use super::table::Table;
@@ -16,7 +16,7 @@ use crate::checkpoint::WriteOptions;
 use crate::error::{Error, Result};
 use crate::eval::{Perplexity, perplexity};
 use crate::job::Job;
-use crate::measure::{Draw, MeasureOptions};
+use crate::measure::{Draw, MeasureOptions, PassKind};
 use crate::passes::Method;
 use crate::pipeline::{Context, Request};
 use crate::plan::{Rule, Target};
@@ -38,6 +38,9 @@ pub(super) struct Args {
     /// Keep the smaller model in this folder.
     #[arg(short, long, value_name = "OUT")]
     output: Option<PathBuf>,
+
+    #[command(flatten)]
+    compute: ComputeArgs,
 
     #[command(flatten)]
     report: ReportArgs,
@@ -80,7 +83,9 @@ pub(super) fn run(args: &Args, console: &Console) -> Result<()> {
     let test = windows_of_text(&model, &[test_file], WINDOW, None, Draw::FromStart)?;
     let text =
         windows_of_text(&model, &[calibration_file], WINDOW, Some(WINDOWS), Draw::FromStart)?;
-    let before = perplexity(&model, &test.windows, &Device::Cpu, console)?;
+    let pass = PassKind { gradients: true, moments: true };
+    let place = args.compute.place(&model, WINDOW, pass, console)?;
+    let before = perplexity(&model, &test.windows, &place, console)?;
 
     let measure = MeasureOptions { gradients: true, paper: false };
     let passes = passes(&[Method::Lord], 8, false);
@@ -89,7 +94,7 @@ pub(super) fn run(args: &Args, console: &Console) -> Result<()> {
         measure,
         activation_memory: ACTIVATION_MEMORY,
         windows: (WINDOWS, WINDOW),
-        device: &Device::Cpu,
+        place: &place,
         progress: console,
     };
     let request = Request {
@@ -103,7 +108,7 @@ pub(super) fn run(args: &Args, console: &Console) -> Result<()> {
     refuse_early(&model, &choices, text, &output, &options, context)?;
     let mut job = Job::temporary(root)?;
     let outcome = compress(&model, choices, text, &mut job, &output, &options, context)?;
-    let after = perplexity(&SourceModel::open(&output)?, &test.windows, &Device::Cpu, console)?;
+    let after = perplexity(&SourceModel::open(&output)?, &test.windows, &place, console)?;
 
     let figures = Figures {
         bytes: [outcome.plan.model.weight_bytes, outcome.plan.weight_bytes],

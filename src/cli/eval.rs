@@ -3,16 +3,16 @@
 use std::path::PathBuf;
 use std::time::Instant;
 
-use candle_core::Device;
 use serde_json::json;
 
 use super::args::{ModelArg, ReportArgs, window_length, windows_of_text};
+use super::compute::ComputeArgs;
 use super::console::Console;
 use super::report::{peak_rss_bytes, peak_text, perplexity_text};
 use crate::arch::SourceModel;
 use crate::error::{Error, Result};
 use crate::eval::perplexity;
-use crate::measure::{Draw, Windows};
+use crate::measure::{Draw, PassKind, Windows};
 
 /// Measure perplexity.
 ///
@@ -45,6 +45,9 @@ pub(super) struct Args {
     windows: Option<u32>,
 
     #[command(flatten)]
+    compute: ComputeArgs,
+
+    #[command(flatten)]
     report: ReportArgs,
 }
 
@@ -52,7 +55,8 @@ pub(super) fn run(args: &Args, console: &Console) -> Result<()> {
     let model = args.model.open()?;
     let (windows, text_sha256) = windows(args, &model)?;
     let started = Instant::now();
-    let found = perplexity(&model, &windows, &Device::Cpu, console)?;
+    let place = args.compute.place(&model, windows.length(), PassKind::default(), console)?;
+    let found = perplexity(&model, &windows, &place, console)?;
     let seconds = started.elapsed().as_secs_f64();
     let peak = peak_rss_bytes();
     if args.report.json {

@@ -2,9 +2,8 @@
 
 use std::time::Instant;
 
-use candle_core::Device;
-
 use super::args::ModelArg;
+use super::compute::ComputeArgs;
 use super::console::Console;
 use crate::error::{Error, Result};
 use crate::measure::Tokenizer;
@@ -42,6 +41,9 @@ pub(super) struct Args {
     /// The same seed gives the same text.
     #[arg(long, value_name = "S", default_value_t = 0)]
     seed: u64,
+
+    #[command(flatten)]
+    compute: ComputeArgs,
 }
 
 pub(super) fn run(args: &Args, console: &Console) -> Result<()> {
@@ -59,7 +61,7 @@ pub(super) fn run(args: &Args, console: &Console) -> Result<()> {
             "give a shorter prompt",
         ));
     }
-    let mut session = Session::new(&model, &Device::Cpu)?;
+    let mut session = Session::new(&model, &args.compute.device(console)?)?;
     let mut sampler = Sampler::new(args.temperature, args.top_p, args.seed);
     let started = Instant::now();
     // Nothing is printed before the model was seen to run.

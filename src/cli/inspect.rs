@@ -7,22 +7,28 @@ use serde_json::json;
 use super::args::{ModelArg, ReportArgs};
 use super::console::Console;
 use super::report::exact_size;
+use super::system;
 use super::table::Table;
 use crate::arch::{MlpSpec, Role, SourceModel, Storage};
 use crate::error::Result;
 use crate::plan::format_size;
 
-/// Show family, sizes, dtypes and bytes by role.
+/// Show family, sizes, dtypes and bytes by role; or what this machine computes with.
 ///
-/// Reads headers only, in milliseconds whatever the size.
+/// Of a model headers only are read, in milliseconds whatever the size.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   bantam inspect ./model
-  bantam inspect org/name --json")]
+  bantam inspect org/name --json
+  bantam inspect --system")]
 pub(super) struct Args {
     #[command(flatten)]
-    model: ModelArg,
+    model: Option<ModelArg>,
+
+    /// Show what was found of CUDA: driver, libraries and where they lie, devices and their memory.
+    #[arg(long, conflicts_with = "MODEL", required_unless_present = "MODEL")]
+    system: bool,
 
     #[command(flatten)]
     report: ReportArgs,
@@ -39,7 +45,8 @@ struct RoleTotals {
 }
 
 pub(super) fn run(args: &Args, console: &Console) -> Result<()> {
-    let model = args.model.open()?;
+    let Some(model) = &args.model else { return system::run(args.report.json, console) };
+    let model = model.open()?;
     let roles = by_role(&model);
     let other: u64 = model.passthrough().iter().map(|t| t.bytes()).sum();
     if args.report.json {

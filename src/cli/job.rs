@@ -9,8 +9,7 @@ use super::console::Console;
 use crate::arch::SourceModel;
 use crate::error::{Error, ExitCode, Result};
 use crate::job::{Identity, Job};
-use crate::measure::MeasureOptions;
-use crate::pipeline::CalibrationText;
+use crate::pipeline::{CalibrationText, Context};
 
 /// What is kept for the next run.
 #[derive(Debug, Args)]
@@ -34,14 +33,14 @@ impl JobArgs {
         &self,
         model: &SourceModel,
         text: Option<&CalibrationText>,
-        options: MeasureOptions,
         scratch: &Path,
-        console: &Console,
+        context: Context<'_>,
     ) -> Result<Job> {
         let Some(folder) = &self.job else { return Job::temporary(scratch) };
         keep_out_of_model(folder, model)?;
         let calibration = text.map(CalibrationText::record);
-        let identity = Identity::of(model, calibration, options, console)?;
+        let on_gpu = !context.place.device().is_cpu();
+        let identity = Identity::of(model, calibration, context.measure, on_gpu, context.progress)?;
         Job::open(folder, &identity, self.resume)
     }
 

@@ -6,6 +6,7 @@
 mod args;
 mod completions;
 mod compress;
+mod compute;
 mod console;
 mod demo;
 mod eval;
@@ -14,6 +15,7 @@ mod inspect;
 mod job;
 mod plan;
 mod report;
+mod system;
 mod table;
 
 use std::process::ExitCode;

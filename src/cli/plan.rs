@@ -3,9 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use candle_core::Device;
-
 use super::args::{CalibrationArgs, MethodArgs, ModelArg, ReportArgs, TargetArgs};
+use super::compute::ComputeArgs;
 use super::console::Console;
 use super::job::{JobArgs, keep_out_of_model};
 use super::report::exact_size;
@@ -13,6 +12,7 @@ use super::table::Table;
 use crate::arch::{Role, Storage};
 use crate::atomic;
 use crate::error::{Error, Result};
+use crate::measure::{PassKind, Place};
 use crate::pipeline::{Context, analyse, draw_plan};
 use crate::plan::{LossBasis, Plan, PlannedUnit, format_size};
 
@@ -40,6 +40,9 @@ pub(super) struct Args {
     calibration: CalibrationArgs,
 
     #[command(flatten)]
+    compute: ComputeArgs,
+
+    #[command(flatten)]
     job: JobArgs,
 
     /// Read the weights (and --text, where the method needs it), not only headers.
@@ -58,12 +61,19 @@ pub(super) fn run(args: &Args, console: &Console) -> Result<()> {
     let model = args.model.open()?;
     let (passes, measure) =
         (args.method.passes(&args.target), args.method.measure_options(&args.target));
+    let windows = args.calibration.shape(&model)?;
+    let measured = args.measure || args.calibration.given();
+    let pass = PassKind { gradients: measure.gradients, moments: true };
+    let place = match measured {
+        true => args.compute.place(&model, windows.1, pass, console)?,
+        false => Place::cpu(),
+    };
     let context = Context {
         passes: &passes,
         measure,
         activation_memory: args.calibration.activation_memory,
-        windows: args.calibration.shape(&model)?,
-        device: &Device::Cpu,
+        windows,
+        place: &place,
         progress: console,
     };
     let request = args.method.request(&args.target)?;
@@ -78,10 +88,10 @@ pub(super) fn run(args: &Args, console: &Console) -> Result<()> {
         keep_out_of_model(file, &model)?;
     }
     let text = args.calibration.read(&model, console)?;
-    let job = match args.measure || args.calibration.given() {
+    let job = match measured {
         true => {
             let (text, scratch) = (text.as_ref(), std::env::temp_dir());
-            let mut job = args.job.open(&model, text, measure, &scratch, console)?;
+            let mut job = args.job.open(&model, text, &scratch, context)?;
             args.job.explain_failure(analyse(&model, text, &mut job, context), console)?;
             Some(job)
         }

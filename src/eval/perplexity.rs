@@ -3,13 +3,13 @@
 //! Every position but a window's first is scored. Losses are `logsumexp(logits) - logit[target]`
 //! in f32, summed in f64; `perplexity = exp(Σ loss / count)`.
 
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 use rayon::prelude::*;
 use serde::Serialize;
 
 use crate::arch::SourceModel;
 use crate::error::{Error, Result};
-use crate::measure::{Scored, Stream, Windows};
+use crate::measure::{Place, Scored, Stream, Windows};
 use crate::model::Head;
 use crate::progress::Progress;
 
@@ -45,27 +45,29 @@ pub struct Perplexity {
 pub fn perplexity(
     model: &SourceModel,
     windows: &Windows,
-    device: &Device,
+    place: &Place,
     progress: &dyn Progress,
 ) -> Result<Perplexity> {
-    let mut stream = Stream::new(model, windows, device)?;
-    progress.begin("evaluating", Stream::steps(windows) * (model.spec.layers.len() as u64 + 1));
+    let mut stream = Stream::new(model, windows, place)?;
+    progress
+        .begin("evaluating", Stream::steps(windows, place) * (model.spec.layers.len() as u64 + 1));
     while stream.next_layer().is_some() {
         stream.advance_unobserved(progress)?;
     }
     let head = stream.head()?;
     let length = windows.length();
-    // A chunk per thread, summed up in their order.
     let chunks: Vec<(&Tensor, &[u32])> = with_ids(stream.chunks(), windows.ids())?;
-    let losses: Vec<Vec<f32>> = chunks
-        .into_par_iter()
-        .map(|(chunk, ids)| {
-            progress.check()?;
-            let losses = chunk_losses(&head, chunk, ids, length)?;
-            progress.advance(1);
-            Ok(losses)
-        })
-        .collect::<Result<_>>()?;
+    let losses = |(chunk, ids): (&Tensor, &[u32])| {
+        progress.check()?;
+        let losses = chunk_losses(&head, &chunk.to_device(place.device())?, ids, length)?;
+        progress.advance(1);
+        Ok(losses)
+    };
+    // A chunk per thread where that is faster, summed up in their order.
+    let losses: Vec<Vec<f32>> = match place.side_by_side() {
+        true => chunks.into_par_iter().map(losses).collect::<Result<_>>()?,
+        false => chunks.into_iter().map(losses).collect::<Result<_>>()?,
+    };
     let mut sums = Sums::default();
     for window in losses.iter().flat_map(|losses| losses.chunks(length - 1)) {
         sums.add(window);

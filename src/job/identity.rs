@@ -25,6 +25,9 @@ pub struct Identity {
     layout: u32,
     bantam: String,
     options: MeasureOptions,
+    /// Whether a GPU measured and analysed: the same numbers up to rounding, but not the same bits.
+    #[serde(default)]
+    on_gpu: bool,
     calibration: Option<Calibration>,
     /// sha256 of `config.json`.
     config: String,
@@ -41,6 +44,7 @@ impl Identity {
         model: &SourceModel,
         calibration: Option<Calibration>,
         options: MeasureOptions,
+        on_gpu: bool,
         progress: &dyn Progress,
     ) -> Result<Self> {
         let checkpoint = &model.checkpoint;
@@ -61,7 +65,21 @@ impl Identity {
         let mut config = Digest::default();
         config.update(checkpoint.config().text().as_bytes());
         let bantam = env!("CARGO_PKG_VERSION").to_owned();
-        Ok(Self { layout: LAYOUT, bantam, options, calibration, config: config.hex(), tensors })
+        let config = config.hex();
+        Ok(Self { layout: LAYOUT, bantam, options, on_gpu, calibration, config, tensors })
+    }
+
+    /// Refuses to go on with a run of another device. What it finished serves any.
+    pub(super) fn expect_same_device_as(&self, stored: &Self, file: &Path) -> Result<()> {
+        if self.on_gpu == stored.on_gpu {
+            return Ok(());
+        }
+        let (found, wanted) = if stored.on_gpu { ("a GPU", "cuda") } else { ("the CPU", "cpu") };
+        Err(Error::InvalidFile {
+            file: file.to_owned(),
+            problem: format!("the run that was stopped computed on {found}"),
+            hint: Some(format!("go on with `--compute {wanted}`, or name another --job folder")),
+        })
     }
 
     pub(super) fn read(file: &Path) -> Result<Self> {

@@ -69,8 +69,9 @@ impl Job {
     /// named; a job that was stopped, without `resume`.
     pub fn open(folder: &Path, identity: &Identity, resume: bool) -> Result<Self> {
         let file = folder.join(IDENTITY_FILE);
-        if file.exists() {
-            identity.expect_same_as(&Identity::read(&file)?, &file)?;
+        let stored = file.exists().then(|| Identity::read(&file)).transpose()?;
+        if let Some(stored) = &stored {
+            identity.expect_same_as(stored, &file)?;
         } else {
             refuse_other_folders(folder)?;
             fs::create_dir_all(folder).map_err(|e| Error::io("make folder", folder, e))?;
@@ -84,7 +85,13 @@ impl Job {
                 problem: format!("the run that made it was stopped after {method} of `{unit}`"),
                 hint: Some("add --resume to go on with it, or name another --job folder".into()),
             }),
-            _ => Ok(job),
+            Some(_) => {
+                if let Some(stored) = &stored {
+                    identity.expect_same_device_as(stored, &file)?;
+                }
+                Ok(job)
+            }
+            None => Ok(job),
         }
     }
 

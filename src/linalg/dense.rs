@@ -1,6 +1,8 @@
 //! The bridge between candle's row-major tensors and faer's matrices, and what all decompositions
 //! share: finite input, scratch memory, degree of parallelism, signs.
 
+use std::ops::Range;
+
 use candle_core::{DType, Device, Storage, Tensor};
 use faer::dyn_stack::{MemBuffer, StackReq};
 use faer::{MatRef, Par};
@@ -26,6 +28,24 @@ pub(super) fn dims(op: &'static str, a: &Tensor, subject: &str) -> Result<(usize
     }
 }
 
+/// Rows of a square matrix; anything else is refused.
+pub(super) fn order(op: &'static str, a: &Tensor, subject: &str) -> Result<usize> {
+    match dims(op, a, subject)? {
+        (m, n) if m == n => Ok(n),
+        (m, n) => Err(Error::Bug(format!("{op} of {subject}: [{m}, {n}] is not square"))),
+    }
+}
+
+/// `a` as f64, contiguous, on its device: `a` itself where that is what it is.
+pub(super) fn as_f64(op: &'static str, a: &Tensor, subject: &str) -> Result<Tensor> {
+    match a.dtype() {
+        DType::F32 | DType::F64 => Ok(a.to_dtype(DType::F64)?.contiguous()?),
+        dtype => {
+            Err(Error::Bug(format!("{op} of {subject}: dtype is {dtype:?}, expected f32 or f64")))
+        }
+    }
+}
+
 /// Lends the elements of `a`, row after row, as f64: as they lie where `a` is contiguous f64, else
 /// of a copy.
 pub(super) fn with_rows<R>(
@@ -34,13 +54,7 @@ pub(super) fn with_rows<R>(
     subject: &str,
     work: impl FnOnce(&[f64]) -> Result<R>,
 ) -> Result<R> {
-    if !matches!(a.dtype(), DType::F32 | DType::F64) {
-        let dtype = a.dtype();
-        return Err(Error::Bug(format!(
-            "{op} of {subject}: dtype is {dtype:?}, expected f32 or f64"
-        )));
-    }
-    let a = a.to_dtype(DType::F64)?.contiguous()?;
+    let a = as_f64(op, a, subject)?;
     let (storage, layout) = a.storage_and_layout();
     let (Storage::Cpu(storage), Some((start, end))) = (&*storage, layout.contiguous_offsets())
     else {
@@ -49,19 +63,32 @@ pub(super) fn with_rows<R>(
     work(&storage.as_slice::<f64>()?[start..end])
 }
 
-/// Refuses a matrix that holds NaN or infinity, naming the first. `width(i)` is how much of row `i`
-/// counts.
-pub(super) fn expect_finite(
-    a: &[f64],
-    columns: usize,
-    subject: &str,
-    width: impl Fn(usize) -> usize + Sync,
-) -> Result<()> {
+/// The entries of a matrix that a computation reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Part {
+    All,
+    Lower,
+    Upper,
+}
+
+impl Part {
+    /// The columns of row `i` that belong to it.
+    pub(super) fn columns(self, i: usize, columns: usize) -> Range<usize> {
+        match self {
+            Self::All => 0..columns,
+            Self::Lower => 0..i + 1,
+            Self::Upper => i..columns,
+        }
+    }
+}
+
+/// Refuses a matrix whose `part` holds NaN or infinity, naming the first.
+pub(super) fn expect_finite(a: &[f64], columns: usize, part: Part, subject: &str) -> Result<()> {
     if columns == 0 {
         return Ok(());
     }
     let found = a.par_chunks(columns).enumerate().find_map_first(|(i, row)| {
-        row[..width(i)].iter().position(|v| !v.is_finite()).map(|j| (i, j))
+        part.columns(i, columns).find(|&j| !row[j].is_finite()).map(|j| (i, j))
     });
     match found {
         None => Ok(()),

@@ -1,7 +1,8 @@
 //! Eigenvalues and eigenvectors of a symmetric matrix: `A V = V diag(values)`, `V^T V = I`.
 //!
 //! Householder tridiagonalisation, then divide and conquer (faer); about 4/3 n^3 flops for the
-//! values alone, 9 n^3 with vectors, and 3 n^2 f64 of scratch and result beside the input.
+//! values alone, 9 n^3 with vectors, and 3 n^2 f64 of scratch and result beside the input. On a GPU
+//! cuSOLVER does the same (syevd), in a copy of the input; the result takes two at its peak.
 
 use candle_core::Tensor;
 use faer::diag::Diag;
@@ -9,10 +10,11 @@ use faer::dyn_stack::MemStack;
 use faer::linalg::evd::{ComputeEigenvectors, self_adjoint_evd, self_adjoint_evd_scratch};
 use faer::{Mat, MatMut, MatRef};
 
-use super::dense;
+use super::cuda;
+use super::dense::{self, Part};
 use crate::error::{Error, Result};
 
-const OP: &str = "eigendecomposition";
+pub(super) const OP: &str = "eigendecomposition";
 
 /// A symmetric eigendecomposition, largest eigenvalue first.
 #[derive(Debug)]
@@ -30,7 +32,10 @@ pub struct Eigh {
 /// [`Error::NonFinite`] for NaN or infinity, [`Error::NoConvergence`] if the iteration fails, both
 /// naming `subject`; [`Error::Bug`] for what is not a square f32 or f64 matrix.
 pub fn eigh(a: &Tensor, subject: &str) -> Result<Eigh> {
-    let n = order(a, subject)?;
+    let n = dense::order(OP, a, subject)?;
+    if a.device().is_cuda() {
+        return cuda::eigh(a, subject);
+    }
     let mut vectors = Mat::zeros(n, n);
     let values = decompose(a, n, subject, Some(vectors.as_mut()))?;
     let mut signs = dense::signs(vectors.as_ref());
@@ -44,14 +49,11 @@ pub fn eigh(a: &Tensor, subject: &str) -> Result<Eigh> {
 /// # Errors
 /// As [`eigh`].
 pub fn eigvalsh(a: &Tensor, subject: &str) -> Result<Vec<f64>> {
-    decompose(a, order(a, subject)?, subject, None)
-}
-
-fn order(a: &Tensor, subject: &str) -> Result<usize> {
-    match dense::dims(OP, a, subject)? {
-        (m, n) if m == n => Ok(n),
-        (m, n) => Err(Error::Bug(format!("{OP} of {subject}: [{m}, {n}] is not square"))),
+    let n = dense::order(OP, a, subject)?;
+    if a.device().is_cuda() {
+        return cuda::eigvalsh(a, subject);
     }
+    decompose(a, n, subject, None)
 }
 
 /// Fills `vectors` in ascending order and returns the values in descending order.
@@ -65,7 +67,7 @@ fn decompose(
         return Ok(Vec::new());
     }
     dense::with_rows(OP, a, subject, |rows| {
-        dense::expect_finite(rows, n, subject, |i| i + 1)?;
+        dense::expect_finite(rows, n, Part::Lower, subject)?;
         let want = match vectors {
             Some(_) => ComputeEigenvectors::Yes,
             None => ComputeEigenvectors::No,

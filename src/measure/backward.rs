@@ -14,13 +14,14 @@
 //! `CANDLE_NUM_THREADS=1`, as the program sets it: the pool behind those sums takes one caller at a
 //! time and spins.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use candle_core::{Device, Tensor, Var};
+use candle_core::{Tensor, Var};
 use rayon::prelude::*;
 
 use super::activations::{Activations, Keep};
 use super::gradient_moments::{GradientMoments, InOrder, Watched};
+use super::place::Place;
 use super::sweep::{self, Scored, Sweep};
 use super::windows::Windows;
 use crate::arch::SourceModel;
@@ -37,6 +38,8 @@ pub struct Backward<'a> {
     activations: Activations,
     /// Blocks yet to be gone through.
     layers: usize,
+    /// The block that comes next, where it was read ahead.
+    ahead: Option<Block>,
     loss: f64,
 }
 
@@ -49,49 +52,53 @@ impl<'a> Backward<'a> {
     pub fn new(
         model: &'a SourceModel,
         windows: &Windows,
-        device: &Device,
+        place: &Place,
         keep: &Keep,
         progress: &dyn Progress,
     ) -> Result<Self> {
-        let sweep = Sweep::new(model, windows.length(), device)?;
-        let chunks: Vec<&[u32]> = sweep::chunks(windows).collect();
+        let sweep = Sweep::new(model, windows.length(), place)?;
+        let chunks: Vec<&[u32]> = sweep::chunks(windows, place).collect();
         let (layers, rows) = (sweep.layers(), chunks.iter().map(|ids| ids.len()).collect());
-        let activations = Activations::new(layers + 1, rows, model.spec.hidden, keep, device)?;
+        let activations =
+            Activations::new(layers + 1, rows, model.spec.hidden, keep, place.device())?;
         for (chunk, ids) in chunks.iter().enumerate() {
             activations.put(0, chunk, &sweep.embed(ids)?)?;
         }
+        let mut ahead = None;
         for layer in 0..layers {
-            let block = sweep.decoder.block(layer)?;
-            side_by_side(chunks.len(), |chunk| {
-                let x = activations.get(layer, chunk)?;
-                let x = sweep.through(&block, &x, &mut Unobserved, progress)?;
-                activations.put(layer + 1, chunk, &x)
+            let next = Some(layer + 1).filter(|next| *next < layers);
+            ahead = sweep.with_block(layer, next, ahead, |block| {
+                each_chunk(place, chunks.len(), |chunk| {
+                    let x = activations.get(layer, chunk)?;
+                    let x = sweep.through(block, &x, &mut Unobserved, progress)?;
+                    activations.put(layer + 1, chunk, &x)
+                })
             })?;
         }
         let head = sweep.decoder.head()?;
-        let losses: Vec<Vec<f64>> = (0..chunks.len())
-            .into_par_iter()
-            .map(|chunk| {
-                progress.check()?;
-                let x = activations.get(layers, chunk)?;
-                let (losses, gradient) = head_gradient(&head, &x, chunks[chunk], windows.length())?;
-                activations.put(layers, chunk, &gradient)?;
-                progress.advance(1);
-                Ok(losses)
-            })
-            .collect::<Result<_>>()?;
+        let losses: Vec<Mutex<Vec<f64>>> = chunks.iter().map(|_| Mutex::default()).collect();
+        each_chunk(place, chunks.len(), |chunk| {
+            progress.check()?;
+            let x = activations.get(layers, chunk)?;
+            let (found, gradient) = head_gradient(&head, &x, chunks[chunk], windows.length())?;
+            *lock(&losses[chunk]) = found;
+            activations.put(layers, chunk, &gradient)?;
+            progress.advance(1);
+            Ok(())
+        })?;
         let scored = windows.count() * (windows.length() - 1);
-        let loss = losses.iter().flatten().sum::<f64>() / scored as f64;
+        let sums = losses.iter().map(|losses| lock(losses).iter().sum::<f64>());
+        let loss = sums.sum::<f64>() / scored as f64;
         if !loss.is_finite() {
             let detail = format!("mean of {scored} losses");
             return Err(Error::NonFinite { what: "the loss".into(), detail });
         }
-        Ok(Self { sweep, activations, layers, loss })
+        Ok(Self { sweep, activations, layers, ahead: None, loss })
     }
 
     /// Steps [`Progress`] is told of over the whole of a pass, there and back.
-    pub fn steps(model: &SourceModel, windows: &Windows) -> u64 {
-        (sweep::chunks(windows).len() * (2 * model.spec.layers.len() + 1)) as u64
+    pub fn steps(model: &SourceModel, windows: &Windows, place: &Place) -> u64 {
+        (sweep::chunks(windows, place).len() * (2 * model.spec.layers.len() + 1)) as u64
     }
 
     /// Mean loss in nats per scored token.
@@ -116,12 +123,13 @@ impl<'a> Backward<'a> {
         observer: &mut dyn Observer,
         progress: &dyn Progress,
     ) -> Result<GradientMoments> {
-        let block = self.next_block()?;
         let mut moments = InOrder::default();
-        for chunk in 0..self.activations.chunks() {
-            moments.add(chunk, self.back(&block, chunk, observer, progress)?)?;
-        }
-        self.layers -= 1;
+        self.with_next_block(|pass, block| {
+            for chunk in 0..pass.activations.chunks() {
+                moments.add(chunk, pass.back(block, chunk, observer, progress)?)?;
+            }
+            Ok(())
+        })?;
         Ok(moments.finish())
     }
 
@@ -131,14 +139,23 @@ impl<'a> Backward<'a> {
     /// # Errors
     /// As [`retreat`](Self::retreat).
     pub fn retreat_unobserved(&mut self, progress: &dyn Progress) -> Result<GradientMoments> {
-        let block = self.next_block()?;
         let moments = Mutex::new(InOrder::default());
-        side_by_side(self.activations.chunks(), |chunk| {
-            let part = self.back(&block, chunk, &mut Unobserved, progress)?;
-            moments.lock().unwrap_or_else(PoisonError::into_inner).add(chunk, part)
+        self.with_next_block(|pass, block| {
+            each_chunk(&pass.sweep.place, pass.activations.chunks(), |chunk| {
+                let part = pass.back(block, chunk, &mut Unobserved, progress)?;
+                lock(&moments).add(chunk, part)
+            })
         })?;
-        self.layers -= 1;
         Ok(moments.into_inner().unwrap_or_else(PoisonError::into_inner).finish())
+    }
+
+    fn with_next_block(&mut self, work: impl FnOnce(&Self, &Block) -> Result<()>) -> Result<()> {
+        let layer = self.next_layer().ok_or_else(|| Error::Bug("no block is left".into()))?;
+        let ahead = self.ahead.take();
+        let before = layer.checked_sub(1);
+        self.ahead = self.sweep.with_block(layer, before, ahead, |block| work(self, block))?;
+        self.layers -= 1;
+        Ok(())
     }
 
     /// The gradients at the output of the next block (past the first, at the embedded tokens), chunk
@@ -148,11 +165,6 @@ impl<'a> Backward<'a> {
     /// [`Error::Io`].
     pub fn gradients(&self) -> impl Iterator<Item = Result<Tensor>> {
         (0..self.activations.chunks()).map(|chunk| self.activations.get(self.layers, chunk))
-    }
-
-    fn next_block(&self) -> Result<Block> {
-        let layer = self.next_layer();
-        self.sweep.decoder.block(layer.ok_or_else(|| Error::Bug("no block is left".into()))?)
     }
 
     /// One chunk back through `block`; its graph ends with the call.
@@ -176,10 +188,22 @@ impl<'a> Backward<'a> {
     }
 }
 
-/// Calls `work(chunk)` for every chunk, a chunk on each thread, in order as threads come free: one
-/// thread never has two chunks in hand.
-fn side_by_side(chunks: usize, work: impl Fn(usize) -> Result<()> + Sync + Send) -> Result<()> {
-    (0..chunks).par_bridge().try_for_each(work)
+/// Calls `work(chunk)` for every chunk: on a CPU a chunk on each thread, in order as threads come free
+/// (one thread never has two chunks in hand), on a GPU one after the other.
+fn each_chunk(
+    place: &Place,
+    chunks: usize,
+    work: impl Fn(usize) -> Result<()> + Sync + Send,
+) -> Result<()> {
+    match place.side_by_side() {
+        true => (0..chunks).par_bridge().try_for_each(work),
+        false => (0..chunks).try_for_each(work),
+    }
+}
+
+/// A thread that panicked ends the run anyway.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The summed loss of every window of a chunk of the stream, and its gradient, `[tokens, hidden]`.

@@ -6,20 +6,23 @@
 use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 
+use super::place::Place;
 use super::sweep::{self, Sweep};
 use super::windows::Windows;
 use crate::arch::SourceModel;
 use crate::error::{Error, Result};
-use crate::model::{Head, Observer, Unobserved};
+use crate::model::{Block, Head, Observer, Unobserved};
 use crate::progress::Progress;
 
 /// The residual stream of every window, advanced block by block.
 #[derive(Debug)]
 pub struct Stream<'a> {
     sweep: Sweep<'a>,
-    /// Rows `[windows of the chunk · length, hidden]` each.
+    /// Rows `[windows of the chunk · length, hidden]` each, on the device as far as there is room.
     chunks: Vec<Tensor>,
     layer: usize,
+    /// The block that comes next, where it was read ahead.
+    ahead: Option<Block>,
 }
 
 impl<'a> Stream<'a> {
@@ -27,15 +30,27 @@ impl<'a> Stream<'a> {
     ///
     /// # Errors
     /// Ids outside the vocabulary; embeddings that cannot be read.
-    pub fn new(model: &'a SourceModel, windows: &Windows, device: &Device) -> Result<Self> {
-        let sweep = Sweep::new(model, windows.length(), device)?;
-        let chunks = sweep::chunks(windows).map(|ids| sweep.embed(ids)).collect::<Result<_>>()?;
-        Ok(Self { sweep, chunks, layer: 0 })
+    pub fn new(model: &'a SourceModel, windows: &Windows, place: &Place) -> Result<Self> {
+        let sweep = Sweep::new(model, windows.length(), place)?;
+        let mut room = place.resident();
+        let mut embed = |ids| {
+            let chunk = sweep.embed(ids)?;
+            let bytes = (chunk.elem_count() * size_of::<f32>()) as u64;
+            match room.checked_sub(bytes) {
+                Some(left) => {
+                    room = left;
+                    Ok(chunk)
+                }
+                None => Ok(chunk.to_device(&Device::Cpu)?),
+            }
+        };
+        let chunks = sweep::chunks(windows, place).map(&mut embed).collect::<Result<_>>()?;
+        Ok(Self { sweep, chunks, layer: 0, ahead: None })
     }
 
     /// Steps [`Progress`] is told of per block, and once more for the head.
-    pub fn steps(windows: &Windows) -> u64 {
-        sweep::chunks(windows).len() as u64
+    pub fn steps(windows: &Windows, place: &Place) -> u64 {
+        sweep::chunks(windows, place).len() as u64
     }
 
     /// Index of the block that [`advance`](Self::advance) runs next; `None` past the last.
@@ -48,32 +63,45 @@ impl<'a> Stream<'a> {
     /// # Errors
     /// What the block or the observer refuses; [`Error::Interrupted`].
     pub fn advance(&mut self, observer: &mut dyn Observer, progress: &dyn Progress) -> Result<()> {
-        let block = self.sweep.decoder.block(self.layer)?;
-        for chunk in &mut self.chunks {
-            *chunk = self.sweep.through(&block, chunk, observer, progress)?;
-        }
-        self.layer += 1;
-        Ok(())
+        self.with_next_block(|sweep, block, chunks| {
+            for chunk in chunks {
+                advance_chunk(sweep, block, chunk, observer, progress)?;
+            }
+            Ok(())
+        })
     }
 
-    /// Runs every window through the next block, chunks side by side: where nobody looks there is no
-    /// order to keep, and a chunk on each thread leaves none of them waiting for another. The result
-    /// is the same as that of [`advance`](Self::advance), bit for bit.
+    /// Runs every window through the next block, on a CPU with chunks side by side: where nobody looks
+    /// there is no order to keep, and a chunk on each thread leaves none of them waiting for another.
+    /// The result is the same as that of [`advance`](Self::advance), bit for bit.
     ///
     /// # Errors
     /// What the block refuses; [`Error::Interrupted`].
     pub fn advance_unobserved(&mut self, progress: &dyn Progress) -> Result<()> {
-        let block = self.sweep.decoder.block(self.layer)?;
-        let sweep = &self.sweep;
-        self.chunks.par_iter_mut().try_for_each(|chunk| {
-            *chunk = sweep.through(&block, chunk, &mut Unobserved, progress)?;
-            Ok::<(), Error>(())
-        })?;
+        if !self.sweep.place.side_by_side() {
+            return self.advance(&mut Unobserved, progress);
+        }
+        self.with_next_block(|sweep, block, chunks| {
+            chunks
+                .par_iter_mut()
+                .try_for_each(|chunk| advance_chunk(sweep, block, chunk, &mut Unobserved, progress))
+        })
+    }
+
+    fn with_next_block(
+        &mut self,
+        work: impl FnOnce(&Sweep<'_>, &Block, &mut [Tensor]) -> Result<()>,
+    ) -> Result<()> {
+        let (layer, sweep, chunks) = (self.layer, &self.sweep, &mut self.chunks);
+        let next = Some(layer + 1).filter(|next| *next < sweep.layers());
+        let ahead = self.ahead.take();
+        self.ahead = sweep.with_block(layer, next, ahead, |block| work(sweep, block, chunks))?;
         self.layer += 1;
         Ok(())
     }
 
-    /// The residual streams as they stand, chunk by chunk, each `[tokens, hidden]`.
+    /// The residual streams as they stand, chunk by chunk, each `[tokens, hidden]`, where there was
+    /// room for them.
     pub fn chunks(&self) -> &[Tensor] {
         &self.chunks
     }
@@ -88,4 +116,18 @@ impl<'a> Stream<'a> {
             Some(layer) => Err(Error::Bug(format!("the head was asked for before block {layer}"))),
         }
     }
+}
+
+/// `chunk` after `block`, in the place where it was.
+fn advance_chunk(
+    sweep: &Sweep<'_>,
+    block: &Block,
+    chunk: &mut Tensor,
+    observer: &mut dyn Observer,
+    progress: &dyn Progress,
+) -> Result<()> {
+    let x = chunk.to_device(sweep.place.device())?;
+    let x = sweep.through(block, &x, observer, progress)?;
+    *chunk = x.to_device(chunk.device())?;
+    Ok(())
 }

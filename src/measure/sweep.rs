@@ -1,35 +1,32 @@
-//! What every pass over the windows shares: how they are cut into chunks, and one chunk's way
-//! through one block.
+//! What every pass over the windows shares: how they are cut into chunks, the blocks one after the
+//! other, and one chunk's way through one block.
 
 use candle_core::{Device, Tensor};
 
+use super::place::Place;
 use super::windows::Windows;
 use crate::arch::SourceModel;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::model::{Block, BlockContext, Decoder, Observer};
 use crate::progress::Progress;
 
-/// Tokens that go through a block together: enough to keep a matrix product busy, few enough for
-/// activations to stay in cache.
-pub const TOKENS_PER_CHUNK: usize = 1024;
-
-/// Rows of the residual stream turned into logits at a time: bounds the logits to this times the
-/// vocabulary.
+/// Rows of the residual stream turned into logits at a time.
 pub(crate) const ROWS_PER_HEAD: usize = 512;
 
 /// A decoder and the geometry of the windows that go through it.
 #[derive(Debug)]
 pub(super) struct Sweep<'a> {
     pub(super) decoder: Decoder<'a>,
+    pub(super) place: Place,
     length: usize,
     rope: (Tensor, Tensor),
 }
 
 impl<'a> Sweep<'a> {
-    pub(super) fn new(model: &'a SourceModel, length: usize, device: &Device) -> Result<Self> {
-        let decoder = Decoder::new(model, device);
+    pub(super) fn new(model: &'a SourceModel, length: usize, place: &Place) -> Result<Self> {
+        let decoder = Decoder::new(model, place.device());
         let rope = decoder.rope(0, length)?;
-        Ok(Self { decoder, length, rope })
+        Ok(Self { decoder, place: place.clone(), length, rope })
     }
 
     /// Blocks of the model.
@@ -57,12 +54,37 @@ impl<'a> Sweep<'a> {
         progress.advance(1);
         Ok(x)
     }
+
+    /// Calls `work` with block `layer`, and returns with it block `next`, which a GPU is sent
+    /// meanwhile. `held` is the block where that was done before.
+    pub(super) fn with_block(
+        &self,
+        layer: usize,
+        next: Option<usize>,
+        held: Option<Block>,
+        work: impl FnOnce(&Block) -> Result<()>,
+    ) -> Result<Option<Block>> {
+        let held = held.filter(|block| block.layer() == layer);
+        let block = held.map_or_else(|| self.decoder.block(layer), Ok)?;
+        let Some(next) = next.filter(|_| !self.place.device().is_cpu()) else {
+            work(&block)?;
+            return Ok(None);
+        };
+        std::thread::scope(|scope| {
+            let coming = scope.spawn(|| self.decoder.block(next));
+            work(&block)?;
+            let coming = coming.join();
+            coming.map_err(|_| Error::Bug(format!("reading block {next} panicked")))?.map(Some)
+        })
+    }
 }
 
-/// The tokens of the windows, chunk by chunk: as many whole windows as fit, one at least.
-pub(super) fn chunks(windows: &Windows) -> impl ExactSizeIterator<Item = &[u32]> {
-    let length = windows.length();
-    windows.ids().chunks((TOKENS_PER_CHUNK / length).max(1) * length)
+/// The tokens of the windows, chunk by chunk.
+pub(super) fn chunks<'a>(
+    windows: &'a Windows,
+    place: &Place,
+) -> impl ExactSizeIterator<Item = &'a [u32]> {
+    windows.ids().chunks(place.chunk_tokens(windows.length()))
 }
 
 /// Rows of a chunk that predict a token, and the tokens they predict.

@@ -42,8 +42,14 @@ impl Attention {
             let module = format!("{}{layer}.{name}", names.layer);
             a.qk_norm.then(|| Norm::load(checkpoint, spec.norm, &module, device)).transpose()
         };
+        let q = Linear::load(checkpoint, q, device)?;
+        let scores = ops::Scores {
+            scale: a.scale as f32,
+            cap: a.score_cap.map(|cap| cap as f32),
+            in_bf16: q.is_bf16(),
+        };
         Ok(Self {
-            q: Linear::load(checkpoint, q, device)?,
+            q,
             k: Linear::load(checkpoint, k, device)?,
             v: Linear::load(checkpoint, v, device)?,
             o: Linear::load(checkpoint, o, device)?,
@@ -53,7 +59,7 @@ impl Attention {
             kv_heads: a.kv_heads,
             head_dim: a.head_dim,
             window: spec.layers[layer].window,
-            scores: ops::Scores { scale: a.scale as f32, cap: a.score_cap.map(|cap| cap as f32) },
+            scores,
         })
     }
 
@@ -92,10 +98,9 @@ impl Attention {
         context: &BlockContext<'_>,
     ) -> Result<Tensor> {
         let split = rows.reshape((context.batch, context.length, heads, self.head_dim))?;
-        let split = match norm {
-            Some(norm) => norm.forward(&split)?,
-            None => split,
-        };
-        ops::rope(&split, context.cos, context.sin)
+        match norm {
+            Some(norm) => norm.forward_rotated(&split, context.cos, context.sin),
+            None => ops::rope(&split, context.cos, context.sin),
+        }
     }
 }

@@ -1,15 +1,17 @@
 //! From token ids to the residual stream, and from the stream to logits and losses.
 
+use std::ops::Range;
+
 use candle_core::{Device, Tensor, Var};
 
 use super::block::{Block, BlockContext};
-use super::linear::load_tensor;
 use super::norm::Norm;
+use super::weights::{Use, load_for};
 use super::{GradientSinks, KvCache, Unobserved, rope};
 use crate::arch::{PositionRule, SourceModel};
 use crate::checkpoint::{CheckpointError, to_f32};
 use crate::error::{Error, Result};
-use crate::ops;
+use crate::ops::{self, CrossEntropy};
 
 /// The parts of a model outside its blocks, and the way through all of it. Nothing is read before
 /// it is asked for.
@@ -114,7 +116,7 @@ impl<'a> Decoder<'a> {
         let (checkpoint, spec) = (&self.model.checkpoint, &self.model.spec);
         let names = &spec.family.names;
         let weight = if spec.tied { names.embedding } else { names.head };
-        let weight = load_tensor(checkpoint, weight, &self.device)?;
+        let weight = load_for(Use::Product, checkpoint, weight, &self.device)?;
         let norm = Norm::load(checkpoint, spec.norm, names.final_norm, &self.device)?;
         Ok(Head { norm, weight, cap: spec.logit_cap.map(|cap| cap as f32) })
     }
@@ -150,14 +152,13 @@ impl Head {
     /// # Errors
     /// Only the tensor engine's.
     pub fn logits(&self, x: &Tensor) -> Result<Tensor> {
-        self.capped(self.project(&self.norm.forward(x)?)?)
+        self.tile(&self.norm.forward(x)?, 0..self.weight.dim(0)?)
     }
 
-    fn project(&self, normed: &Tensor) -> Result<Tensor> {
-        ops::linear(normed, &self.weight, None, GradientSinks::default())
-    }
-
-    fn capped(&self, logits: Tensor) -> Result<Tensor> {
+    /// The logits of some columns of the vocabulary, from normed rows.
+    fn tile(&self, normed: &Tensor, columns: Range<usize>) -> Result<Tensor> {
+        let weight = self.weight.narrow(0, columns.start, columns.len())?;
+        let logits = ops::linear(normed, &weight, None, GradientSinks::default())?;
         match self.cap {
             Some(cap) => ops::soft_cap(&logits, cap),
             None => Ok(logits),
@@ -169,7 +170,9 @@ impl Head {
     /// # Errors
     /// [`Error::NonFinite`] where the logits are not finite.
     pub fn losses(&self, x: &Tensor, targets: &Tensor) -> Result<Tensor> {
-        ops::cross_entropy(&self.logits(x)?, targets)
+        let normed = self.norm.forward(x)?;
+        let tile = |columns| self.tile(&normed, columns);
+        Ok(CrossEntropy::of(targets, self.weight.dim(0)?, tile)?.losses().clone())
     }
 
     /// The losses, as [`losses`](Self::losses), and the gradient of their sum at the rows `x [tokens,
@@ -180,18 +183,40 @@ impl Head {
     pub fn losses_and_gradient(&self, x: &Tensor, targets: &Tensor) -> Result<(Tensor, Tensor)> {
         let x = Var::from_tensor(&x.detach())?;
         let normed = self.norm.forward(&x)?;
-        // Step by step: nothing is as large as the logits, of which autograd would hold copies.
-        let logits = self.capped(self.project(&normed.detach())?)?;
-        let losses = ops::cross_entropy(&logits, targets)?;
-        let above = ops::cross_entropy_gradient(&logits, targets, &losses.ones_like()?)?;
-        let above = match self.cap {
-            Some(cap) => ops::soft_cap_gradient(&logits, &above, cap)?,
-            None => above,
-        };
-        drop(logits);
-        let above = above.matmul(&self.weight)?;
+        let rows = normed.detach();
+        let vocabulary = self.weight.dim(0)?;
+        // The last tile need not be computed twice; a small vocabulary has no other.
+        let mut last = None;
+        let found = CrossEntropy::of(targets, vocabulary, |columns| {
+            let logits = self.tile(&rows, columns.clone())?;
+            last = (columns.end == vocabulary).then(|| logits.clone());
+            Ok(logits)
+        })?;
+        // Tile by tile: nothing is as large as the logits, of which autograd would hold copies.
+        let mut above = None;
+        let tiles: Vec<_> = ops::tiles(vocabulary).collect();
+        for columns in tiles.into_iter().rev() {
+            let logits = match last.take() {
+                Some(logits) => logits,
+                None => self.tile(&rows, columns.clone())?,
+            };
+            let part = found.gradient(&logits, columns.start)?;
+            let part = match self.cap {
+                Some(cap) => ops::soft_cap_gradient(&logits, &part, cap)?,
+                None => part,
+            };
+            drop(logits);
+            let weight = self.weight.narrow(0, columns.start, columns.len())?;
+            let part = ops::linear_gradient(&part, &weight)?;
+            above = Some(match above {
+                Some(above) => ops::add(&above, &part)?,
+                None => part,
+            });
+        }
+        let above = above.ok_or_else(|| Error::Bug("the vocabulary is empty".into()))?;
         let gradient = ops::upstream(&normed, &above)?.backward()?.remove(&x);
-        Ok((losses, gradient.ok_or_else(|| Error::Bug("the head has no gradient".into()))?))
+        let gradient = gradient.ok_or_else(|| Error::Bug("the head has no gradient".into()))?;
+        Ok((found.losses().clone(), gradient))
     }
 }
 

@@ -1,32 +1,21 @@
 //! A site's weight in memory, however it is stored, and the product with it.
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 
 use super::rows::load_site_tensor;
+use super::weights::Use;
 use super::{GradientSinks, Observer};
 use crate::arch::{Site, Storage};
-use crate::checkpoint::{Checkpoint, to_f32};
+use crate::checkpoint::Checkpoint;
 use crate::error::Result;
 use crate::ops;
-
-/// Reads tensor `name` as f32, refusing values that are not finite.
-///
-/// # Errors
-/// A tensor that is missing, of a dtype that is not a float, or not finite.
-pub fn load_tensor(checkpoint: &Checkpoint, name: &str, device: &Device) -> Result<Tensor> {
-    let info = checkpoint.require(name)?;
-    let values = to_f32(info.dtype, checkpoint.bytes(info)?, name)?;
-    // The values are ours now; the mapped pages would only add to what the process seems to hold.
-    checkpoint.release(info);
-    Ok(Tensor::from_vec(values, info.shape.as_slice(), device)?)
-}
 
 /// The weight `[out, in]` of `site` in f32, factors multiplied out where it is stored as factors.
 ///
 /// # Errors
-/// As [`load_tensor`].
+/// As [`load_tensor`](super::load_tensor).
 pub fn dense_weight(checkpoint: &Checkpoint, site: &Site, device: &Device) -> Result<Tensor> {
-    let load = |suffix: &str| load_site_tensor(checkpoint, site, suffix, device);
+    let load = |suffix: &str| load_site_tensor(Use::Values, checkpoint, site, suffix, device);
     match site.storage {
         Storage::Dense => load("weight"),
         Storage::LowRank { .. } => Ok(load("u.weight")?.matmul(&load("v.weight")?)?),
@@ -36,9 +25,10 @@ pub fn dense_weight(checkpoint: &Checkpoint, site: &Site, device: &Device) -> Re
 /// The bias `[out]` of `site` in f32, where it has one.
 ///
 /// # Errors
-/// As [`load_tensor`].
+/// As [`load_tensor`](super::load_tensor).
 pub fn bias(checkpoint: &Checkpoint, site: &Site, device: &Device) -> Result<Option<Tensor>> {
-    site.bias.then(|| load_site_tensor(checkpoint, site, "bias", device)).transpose()
+    let load = || load_site_tensor(Use::Values, checkpoint, site, "bias", device);
+    site.bias.then(load).transpose()
 }
 
 /// `y = W x + b` with `W` in one of its storages.
@@ -61,9 +51,9 @@ impl Linear {
     /// Reads the site's tensors.
     ///
     /// # Errors
-    /// As [`load_tensor`].
+    /// As [`load_tensor`](super::load_tensor).
     pub fn load(checkpoint: &Checkpoint, site: &Site, device: &Device) -> Result<Self> {
-        let load = |suffix: &str| load_site_tensor(checkpoint, site, suffix, device);
+        let load = |suffix: &str| load_site_tensor(Use::Product, checkpoint, site, suffix, device);
         let weight = match site.storage {
             Storage::Dense => Weight::Dense(load("weight")?),
             Storage::LowRank { .. } => {
@@ -74,6 +64,12 @@ impl Linear {
         Ok(Self { site: site.clone(), weight, bias })
     }
 
+    /// Whether its products are of bf16 numbers, which they are on a GPU where it is stored so.
+    pub fn is_bf16(&self) -> bool {
+        let (Weight::Dense(weight) | Weight::LowRank { v: weight, .. }) = &self.weight;
+        weight.dtype() == DType::BF16
+    }
+
     /// Rows `x [tokens, in]` to rows `[tokens, out]`.
     ///
     /// # Errors
@@ -82,6 +78,9 @@ impl Linear {
         let (bias, sinks) = (self.bias.as_ref(), observer.gradients(&self.site)?);
         let y = match &self.weight {
             Weight::Dense(weight) => ops::linear(x, weight, bias, sinks)?,
+            Weight::LowRank { v, u } if x.dim(0)? == 1 && !x.track_op() => {
+                ops::low_rank_matvec(x, v, u, bias)?
+            }
             Weight::LowRank { v, u } => {
                 let GradientSinks { input, output } = sinks;
                 let narrow = GradientSinks { input, output: None };

@@ -2,7 +2,8 @@
 
 use candle_core::{D, Device, Tensor};
 
-use super::linear::{Linear, load_tensor};
+use super::linear::Linear;
+use super::weights::load_tensor;
 use super::{GradientSinks, Observer};
 use crate::arch::{Activation, MlpSpec, ModelSpec, Port, Site};
 use crate::checkpoint::Checkpoint;

@@ -9,7 +9,8 @@
 //! Families differ in their norms, in whether the halves are normed once more before they are added,
 //! and in whether the MLP reads the stream before or after attention was added to it.
 //!
-//! Weights are read in their own dtype and computed with in f32. A block reports what flows
+//! Weights are read in their own dtype. On the CPU they are computed with in f32; on a GPU bf16 weights
+//! stay bf16, and what is multiplied with them is rounded to it. A block reports what flows
 //! through it to an [`Observer`]; it knows nothing of what is done with it.
 
 mod attention;
@@ -22,13 +23,15 @@ mod norm;
 mod rope;
 mod rows;
 mod sampler;
+mod weights;
 
 pub use block::{Block, BlockContext};
 pub use cache::KvCache;
 pub use decoder::{Decoder, Head, Session};
-pub use linear::{Linear, bias, dense_weight, load_tensor};
+pub use linear::{Linear, bias, dense_weight};
 pub use rows::part_bytes;
 pub use sampler::Sampler;
+pub use weights::load_tensor;
 
 use candle_core::Tensor;
 

@@ -2,7 +2,7 @@
 
 use candle_core::{Device, Tensor};
 
-use super::linear::load_tensor;
+use super::weights::load_tensor;
 use crate::arch::{NormKind, NormSpec};
 use crate::checkpoint::Checkpoint;
 use crate::error::Result;
@@ -40,6 +40,14 @@ impl Norm {
         match self {
             Self::Rms { weight, eps } => ops::rms_norm(x, weight, *eps),
             Self::Layer { weight, bias, eps } => ops::layer_norm(x, weight, bias, *eps),
+        }
+    }
+
+    /// Heads `x [b, t, h, d]`, each normed and turned by its position: `[b, h, t, d]`.
+    pub(super) fn forward_rotated(&self, x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
+        match self {
+            Self::Rms { weight, eps } => ops::norm_rope(x, weight, *eps, cos, sin),
+            Self::Layer { .. } => ops::rope(&self.forward(x)?, cos, sin),
         }
     }
 }

@@ -2,31 +2,35 @@
 
 use candle_core::{Device, Tensor};
 
-use super::linear::load_tensor;
+use super::weights::{Use, load_for, tensor_of};
 use crate::arch::{Part, Site};
-use crate::checkpoint::{Checkpoint, CheckpointError, Dtype, check_finite, to_f32};
-use crate::error::Result;
+use crate::checkpoint::{Checkpoint, CheckpointError, Dtype, check_finite};
+use crate::error::{Error, Result};
 
-/// Tensor `suffix` of `site` in f32: `X.suffix` itself, or the site's rows of the fused module's.
+/// Tensor `suffix` of `site` for some use: `X.suffix` itself, or the site's rows of the fused
+/// module's.
 ///
 /// # Errors
-/// As [`load_tensor`].
+/// As [`load_tensor`](super::load_tensor).
 pub(super) fn load_site_tensor(
+    purpose: Use,
     checkpoint: &Checkpoint,
     site: &Site,
     suffix: &str,
     device: &Device,
 ) -> Result<Tensor> {
     let Some(part) = site.fused() else {
-        return load_tensor(checkpoint, &format!("{}.{suffix}", site.name), device);
+        return load_for(purpose, checkpoint, &format!("{}.{suffix}", site.name), device);
     };
     let rows = Gathered::read(checkpoint, part, suffix)?;
-    let values = to_f32(rows.dtype, &rows.bytes, &rows.tensor).map_err(|e| rows.placed(e, part))?;
     let shape = match suffix {
         "bias" => vec![site.out_features],
         _ => vec![site.out_features, site.in_features],
     };
-    Ok(Tensor::from_vec(values, shape, device)?)
+    tensor_of(purpose, rows.dtype, &rows.bytes, &rows.tensor, &shape, device).map_err(|e| match e {
+        Error::Checkpoint(error) => rows.placed(error, part).into(),
+        other => other,
+    })
 }
 
 /// The data of the rows that `part` has of its module's tensor `suffix`, checked to be finite.

@@ -10,8 +10,9 @@
 //! that asks and on idle ones; candle's own addition wakes a pool of its own for every sum, whose
 //! threads then spin beside those that compute.
 
-use candle_core::{CpuStorage, CustomOp2, DType, Layout, Shape, Tensor};
+use candle_core::{CpuStorage, CudaStorage, CustomOp2, DType, Layout, Shape, Tensor};
 
+use super::cuda::{Grid, Launch};
 use super::{lanes, operand};
 use crate::error::Result;
 
@@ -46,6 +47,25 @@ impl CustomOp2 for Add {
         let a = operand::elements::<f32>(a, a_layout)?;
         let b = operand::elements::<f32>(b, b_layout)?;
         Ok((CpuStorage::F32(lanes::zip(a, b, |a, b| a + b)), a_layout.shape().clone()))
+    }
+
+    fn cuda_fwd(
+        &self,
+        a: &CudaStorage,
+        a_layout: &Layout,
+        b: &CudaStorage,
+        b_layout: &Layout,
+    ) -> candle_core::Result<(CudaStorage, Shape)> {
+        let shape = a_layout.shape().clone();
+        let n = shape.elem_count();
+        let y = Launch::new(OP, a)
+            .read(a, a_layout)?
+            .read(b, b_layout)?
+            .output(DType::F32, n)?
+            .int(n)
+            .run(Grid::elements(n))?
+            .one()?;
+        Ok((y, shape))
     }
 
     fn bwd(

@@ -12,13 +12,16 @@
 //! time, and only for keys that some query of the tile may see: half of the square for a long text.
 //! A tile is one task, so results do not depend on the number of threads.
 
+mod cuda;
 mod gradient;
 
+use std::borrow::Cow;
 use std::ops::Range;
 
-use candle_core::{CpuStorage, CustomOp3, DType, Layout, Shape, Tensor};
+use candle_core::{CpuStorage, CudaStorage, CustomOp3, DType, Layout, Shape, Tensor};
 use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par};
+use half::bf16;
 use rayon::prelude::*;
 
 use super::lanes::{self, Kernel, LANES};
@@ -30,13 +33,16 @@ const OP: &str = "causal_attention";
 /// Queries of one tile: its scores over a few thousand keys stay in the second-level cache.
 const QUERIES: usize = 64;
 
-/// What becomes of a score before the softmax.
+/// What becomes of a score before the softmax, and how it is multiplied.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Scores {
     /// What `q · k` is multiplied by; positive.
     pub scale: f32,
     /// `c`, where a scaled score `s` becomes `c tanh(s / c)`; positive.
     pub cap: Option<f32>,
+    /// Whether q, k and v are rounded to bf16 (and on a GPU, whose tensor cores then multiply them,
+    /// the weights of the softmax too), as the products of a model in bf16 are. Gradients are not.
+    pub in_bf16: bool,
 }
 
 impl Scores {
@@ -45,6 +51,16 @@ impl Scores {
         let Some(cap) = self.cap else { return self.scale };
         lanes::run(Bend { by: self.scale / cap, products });
         cap
+    }
+}
+
+impl Scores {
+    /// An operand as it is multiplied.
+    fn rounded(self, x: &[f32]) -> Cow<'_, [f32]> {
+        match self.in_bf16 {
+            true => x.iter().map(|&x| bf16::from_f32(x).to_f32()).collect(),
+            false => Cow::Borrowed(x),
+        }
     }
 }
 
@@ -124,9 +140,9 @@ impl CustomOp3 for CausalAttention {
         if y.is_empty() {
             return Ok((CpuStorage::F32(y), shape));
         }
-        let q = operand::elements::<f32>(q, q_layout)?;
-        let k = operand::elements::<f32>(k, k_layout)?;
-        let v = operand::elements::<f32>(v, v_layout)?;
+        let q = self.scores.rounded(operand::elements::<f32>(q, q_layout)?);
+        let k = self.scores.rounded(operand::elements::<f32>(k, k_layout)?);
+        let v = self.scores.rounded(operand::elements::<f32>(v, v_layout)?);
         let sizes = Sizes { heads, kv_heads, tq, tk, d };
         let text = |b: usize| Text {
             q: &q[b * heads * tq * d..][..heads * tq * d],
@@ -141,6 +157,18 @@ impl CustomOp3 for CausalAttention {
             });
         });
         Ok((CpuStorage::F32(y), shape))
+    }
+
+    fn cuda_fwd(
+        &self,
+        q: &CudaStorage,
+        q_layout: &Layout,
+        k: &CudaStorage,
+        k_layout: &Layout,
+        v: &CudaStorage,
+        v_layout: &Layout,
+    ) -> candle_core::Result<(CudaStorage, Shape)> {
+        self.launch((q, q_layout), (k, k_layout), (v, v_layout))
     }
 
     fn bwd(

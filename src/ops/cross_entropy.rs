@@ -1,128 +1,201 @@
-//! Next-token loss in nats, one number per row.
+//! Next-token loss in nats, one number per row, of logits that come in tiles of the vocabulary.
 //!
 //! ```text
 //! loss[i] = log sum_j e^logits[i, j] - logits[i, targets[i]]
-//! logits [n, v] f32    targets [n] u32    ->    loss [n] f32
-//! gradient:  dlogits[i, j] = dloss[i] (softmax_j(logits[i]) - [j = targets[i]])
+//! logits [n, w] f32, columns first .. first + w of v    targets [n] u32    ->    loss [n] f32
+//! state [3, n] f64:  the largest logit m so far, sum_j e^(logits[j] - m), the target's logit
+//! gradient of Σ loss:  dlogits[i, j] = softmax_j(logits[i]) - [j = targets[i]]
 //! ```
 //!
-//! About 20 v flops and 4 v bytes per row (the second pass finds the row in cache). The
-//! exponentials are summed in f32 within blocks of 1024 and in f64 across them; the logarithm is
-//! taken in f64.
+//! About 20 w flops and 4 w bytes per row and tile; all logits of a row exist at no time. The
+//! exponentials are summed in f32 within blocks of 1024 and in f64 across blocks and tiles; the
+//! logarithm is taken in f64.
 
-use candle_core::{CpuStorage, CustomOp2, CustomOp3, DType, Layout, Shape, Tensor};
+use std::ops::Range;
+
+use candle_core::{CpuStorage, CudaStorage, CustomOp3, DType, InplaceOp3, Layout, Shape, Tensor};
 use rayon::prelude::*;
 
+use super::cuda::{Grid, Launch};
 use super::lanes::{self, Kernel, LANES};
 use super::operand;
 use crate::error::{Error, Result};
 
 const OP: &str = "cross_entropy";
 
+/// Columns of one tile: logits of 512 rows then take 32 MiB, and a product this wide keeps any device
+/// busy.
+pub const VOCABULARY_TILE: usize = 16 * 1024;
+
 /// Terms that are summed in f32 before the sum goes on in f64.
 const BLOCK: usize = 64 * LANES;
 
-/// The loss of every row of `logits [n, v]` against `targets [n]`.
-///
-/// # Errors
-/// A row that holds NaN or infinity is [`Error::NonFinite`], naming it; a target that is not below
-/// `v`, and what does not fit, is [`Error::Bug`].
-pub fn cross_entropy(logits: &Tensor, targets: &Tensor) -> Result<Tensor> {
-    operand::expect(OP, "logits", logits, DType::F32)?;
-    operand::expect(OP, "targets", targets, DType::U32)?;
-    let &[n, v] = logits.dims() else {
-        return Err(operand::refuse(
-            OP,
-            format_args!("logits have shape {:?}, expected [n, v]", logits.dims()),
-        ));
-    };
-    operand::expect_dims(OP, "targets", targets, &[n])?;
-    if let Some((row, target)) =
-        targets.to_vec1::<u32>()?.into_iter().enumerate().find(|&(_, target)| target as usize >= v)
-    {
-        return Err(operand::refuse(
-            OP,
-            format_args!("target {target} of row {row} is not below {v}"),
-        ));
-    }
-    let loss = logits.apply_op2(targets, CrossEntropy)?;
-    if let Some(row) = loss.to_vec1::<f32>()?.iter().position(|loss| loss.is_nan()) {
-        return Err(non_finite(logits, row)?);
-    }
-    Ok(loss)
+/// The losses of some rows, and what their gradient needs.
+#[derive(Debug)]
+pub struct CrossEntropy {
+    targets: Tensor,
+    state: Tensor,
+    losses: Tensor,
 }
 
-/// The gradient `[n, v]` at `logits [n, v]` of the losses, each weighted by `dloss [n]`. For who has no
-/// need of a graph: logits are large.
-///
-/// # Errors
-/// What does not fit is [`Error::Bug`].
-pub fn cross_entropy_gradient(logits: &Tensor, targets: &Tensor, dloss: &Tensor) -> Result<Tensor> {
-    operand::expect(OP, "logits", logits, DType::F32)?;
-    operand::expect(OP, "targets", targets, DType::U32)?;
-    operand::expect(OP, "dloss", dloss, DType::F32)?;
-    let rows = &logits.dims()[..logits.rank().min(1)];
-    operand::expect_dims(OP, "targets", targets, rows)?;
-    operand::expect_dims(OP, "dloss", dloss, rows)?;
-    Ok(logits.apply_op3_no_bwd(targets, dloss, &CrossEntropyGradient)?)
+impl CrossEntropy {
+    /// The losses against `targets [n]` below `vocabulary`; `logits(columns)` returns the logits `[n,
+    /// columns.len()]` of some columns, and is asked for [`VOCABULARY_TILE`] of them at a time.
+    ///
+    /// # Errors
+    /// Those of `logits`; a row that holds NaN or infinity is [`Error::NonFinite`], naming it; a target
+    /// that is not below `vocabulary`, and what does not fit, is [`Error::Bug`].
+    pub fn of(
+        targets: &Tensor,
+        vocabulary: usize,
+        mut logits: impl FnMut(Range<usize>) -> Result<Tensor>,
+    ) -> Result<Self> {
+        operand::expect(OP, "targets", targets, DType::U32)?;
+        let &[n] = targets.dims() else {
+            let why = format_args!("targets have shape {:?}, expected [n]", targets.dims());
+            return Err(operand::refuse(OP, why));
+        };
+        let ids = targets.to_vec1::<u32>()?;
+        let outside = |(_, target): &(usize, &u32)| **target as usize >= vocabulary;
+        if let Some((row, target)) = ids.iter().enumerate().find(outside) {
+            let why = format_args!("target {target} of row {row} is not below {vocabulary}");
+            return Err(operand::refuse(OP, why));
+        }
+        if n == 0 {
+            let none = Tensor::zeros(0, DType::F32, targets.device())?;
+            return Ok(Self { targets: targets.clone(), state: none.clone(), losses: none });
+        }
+        let mut start = vec![f64::NEG_INFINITY; n];
+        start.resize(3 * n, 0.0);
+        let state = Tensor::from_vec(start, (3, n), targets.device())?;
+        for columns in tiles(vocabulary) {
+            let tile = logits(columns.clone())?;
+            operand::expect(OP, "logits", &tile, DType::F32)?;
+            operand::expect_dims(OP, "logits", &tile, &[n, columns.len()])?;
+            state.inplace_op3(&tile, targets, &Tile { first: columns.start })?;
+        }
+        let losses = (state.get(1)?.log()? + (state.get(0)? - state.get(2)?)?)?;
+        let losses = losses.to_dtype(DType::F32)?;
+        if let Some(row) = losses.to_vec1::<f32>()?.iter().position(|loss| loss.is_nan()) {
+            return Err(non_finite(row, n, vocabulary, logits)?);
+        }
+        Ok(Self { targets: targets.clone(), state, losses })
+    }
+
+    /// The loss of every row, `[n]`.
+    pub fn losses(&self) -> &Tensor {
+        &self.losses
+    }
+
+    /// The gradient of the sum of the losses at `logits [n, w]`, columns `first ..`, as they were in
+    /// [`of`](Self::of).
+    ///
+    /// # Errors
+    /// What does not fit is [`Error::Bug`].
+    pub fn gradient(&self, logits: &Tensor, first: usize) -> Result<Tensor> {
+        operand::expect(OP, "logits", logits, DType::F32)?;
+        let width = logits.dims().get(1).copied().unwrap_or(0);
+        operand::expect_dims(OP, "logits", logits, &[self.targets.elem_count(), width])?;
+        Ok(logits.apply_op3_no_bwd(&self.state, &self.targets, &Gradient { first })?)
+    }
+}
+
+/// The columns of a vocabulary, tile by tile.
+pub fn tiles(vocabulary: usize) -> impl Iterator<Item = Range<usize>> {
+    let end = move |first: usize| (first + VOCABULARY_TILE).min(vocabulary);
+    (0..vocabulary).step_by(VOCABULARY_TILE).map(move |first| first..end(first))
 }
 
 /// Says which element of `row` is at fault.
-fn non_finite(logits: &Tensor, row: usize) -> Result<Error> {
-    let values = logits.get(row)?.to_vec1::<f32>()?;
-    let detail = match values.iter().position(|v| !v.is_finite()) {
-        Some(column) => {
-            format!("row {row} of {}, column {column}: {}", logits.dims()[0], values[column])
+fn non_finite(
+    row: usize,
+    rows: usize,
+    vocabulary: usize,
+    mut logits: impl FnMut(Range<usize>) -> Result<Tensor>,
+) -> Result<Error> {
+    let mut detail = format!("row {row} of {rows}");
+    for columns in tiles(vocabulary) {
+        let values = logits(columns.clone())?.get(row)?.to_vec1::<f32>()?;
+        if let Some(column) = values.iter().position(|v| !v.is_finite()) {
+            detail += &format!(", column {}: {}", columns.start + column, values[column]);
+            break;
         }
-        None => format!("row {row} of {}", logits.dims()[0]),
-    };
+    }
     Ok(Error::NonFinite { what: "logits".into(), detail })
 }
 
-struct CrossEntropy;
+/// Folds a tile of logits into the state. The sum of a row that is not finite becomes NaN.
+struct Tile {
+    first: usize,
+}
 
-impl CustomOp2 for CrossEntropy {
+impl InplaceOp3 for Tile {
     fn name(&self) -> &'static str {
         OP
     }
 
-    /// The loss of a row that is not finite is NaN.
     fn cpu_fwd(
         &self,
+        state: &mut CpuStorage,
+        state_layout: &Layout,
         logits: &CpuStorage,
         logits_layout: &Layout,
         targets: &CpuStorage,
         targets_layout: &Layout,
-    ) -> candle_core::Result<(CpuStorage, Shape)> {
-        let (n, v) = logits_layout.shape().dims2()?;
+    ) -> candle_core::Result<()> {
+        let (n, width) = logits_layout.shape().dims2()?;
         let logits = operand::elements::<f32>(logits, logits_layout)?;
         let targets = operand::elements::<u32>(targets, targets_layout)?;
-        let loss = (0..n)
-            .into_par_iter()
-            .map(|i| {
-                let row = &logits[i * v..][..v];
-                lanes::run(Row { row, target: row[targets[i] as usize] })
-            })
-            .collect();
-        Ok((CpuStorage::F32(loss), Shape::from(n)))
+        let state = operand::sums_mut(state, state_layout)?;
+        if n == 0 || width == 0 {
+            return Ok(());
+        }
+        let (max, rest) = state.split_at_mut(n);
+        let (sum, hit) = rest.split_at_mut(n);
+        let rows = logits.par_chunks_exact(width).zip(targets);
+        let state = max.par_iter_mut().zip(sum).zip(hit);
+        rows.zip(state).for_each(|((row, &target), ((max, sum), hit))| {
+            let (here, terms) = lanes::run(Row { row });
+            let largest = max.max(f64::from(here));
+            let seen = if *max > f64::NEG_INFINITY { *sum * (*max - largest).exp() } else { 0.0 };
+            *sum = seen + terms * (f64::from(here) - largest).exp();
+            *max = largest;
+            if let Some(&logit) = (target as usize).checked_sub(self.first).and_then(|j| row.get(j))
+            {
+                *hit = f64::from(logit);
+            }
+        });
+        Ok(())
     }
 
-    fn bwd(
+    fn cuda_fwd(
         &self,
-        logits: &Tensor,
-        targets: &Tensor,
-        _: &Tensor,
-        dloss: &Tensor,
-    ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>)> {
-        let dloss = dloss.contiguous()?;
-        Ok((Some(logits.apply_op3_no_bwd(targets, &dloss, &CrossEntropyGradient)?), None))
+        state: &mut CudaStorage,
+        state_layout: &Layout,
+        logits: &CudaStorage,
+        logits_layout: &Layout,
+        targets: &CudaStorage,
+        targets_layout: &Layout,
+    ) -> candle_core::Result<()> {
+        let (n, width) = logits_layout.shape().dims2()?;
+        Launch::of(OP, "cross_entropy_tile", logits)
+            .read(logits, logits_layout)?
+            .read(targets, targets_layout)?
+            .update(state, state_layout)?
+            .int(n)
+            .int(width)
+            .int(self.first)
+            .run(Grid::blocks(n))?;
+        Ok(())
     }
 }
 
-/// `dlogits` from logits, targets and dloss.
-struct CrossEntropyGradient;
+/// `dlogits` from a tile of logits, the state and the targets.
+struct Gradient {
+    first: usize,
+}
 
-impl CustomOp3 for CrossEntropyGradient {
+impl CustomOp3 for Gradient {
     fn name(&self) -> &'static str {
         "cross_entropy_gradient"
     }
@@ -131,49 +204,71 @@ impl CustomOp3 for CrossEntropyGradient {
         &self,
         logits: &CpuStorage,
         logits_layout: &Layout,
+        state: &CpuStorage,
+        state_layout: &Layout,
         targets: &CpuStorage,
         targets_layout: &Layout,
-        dloss: &CpuStorage,
-        dloss_layout: &Layout,
     ) -> candle_core::Result<(CpuStorage, Shape)> {
-        let v = logits_layout.shape().dims2()?.1;
+        let (n, width) = logits_layout.shape().dims2()?;
         let logits = operand::elements::<f32>(logits, logits_layout)?;
+        let state = operand::elements::<f64>(state, state_layout)?;
         let targets = operand::elements::<u32>(targets, targets_layout)?;
-        let dloss = operand::elements::<f32>(dloss, dloss_layout)?;
         let mut dlogits = vec![0.0; logits.len()];
-        lanes::for_row_blocks(&mut dlogits, v, |first, dlogits| {
-            for (i, y) in (first..).zip(dlogits.chunks_exact_mut(v)) {
-                lanes::run(GradientRow { row: &logits[i * v..][..v], dloss: dloss[i], y });
-                y[targets[i] as usize] -= dloss[i];
+        lanes::for_row_blocks(&mut dlogits, width, |first, dlogits| {
+            for (i, y) in (first..).zip(dlogits.chunks_exact_mut(width)) {
+                let (max, scale) = (state[i] as f32, (1.0 / state[n + i]) as f32);
+                lanes::run(GradientRow { row: &logits[i * width..][..width], max, scale, y });
+                if let Some(hit) =
+                    (targets[i] as usize).checked_sub(self.first).and_then(|j| y.get_mut(j))
+                {
+                    *hit -= 1.0;
+                }
             }
         });
         Ok((CpuStorage::F32(dlogits), logits_layout.shape().clone()))
     }
-}
 
-struct Row<'a> {
-    row: &'a [f32],
-    target: f32,
-}
-
-impl Kernel for Row<'_> {
-    type Output = f32;
-
-    #[inline(always)]
-    fn call(self) -> f32 {
-        let max = lanes::max(self.row);
-        let mut sum = 0.0;
-        for block in self.row.chunks(BLOCK) {
-            sum += sum_exp(block, max);
-        }
-        (sum.ln() + (f64::from(max) - f64::from(self.target))) as f32
+    fn cuda_fwd(
+        &self,
+        logits: &CudaStorage,
+        logits_layout: &Layout,
+        state: &CudaStorage,
+        state_layout: &Layout,
+        targets: &CudaStorage,
+        targets_layout: &Layout,
+    ) -> candle_core::Result<(CudaStorage, Shape)> {
+        let (n, width) = logits_layout.shape().dims2()?;
+        let dlogits = Launch::of(OP, "cross_entropy_tile_gradient", logits)
+            .read(logits, logits_layout)?
+            .read(targets, targets_layout)?
+            .read(state, state_layout)?
+            .output(DType::F32, n * width)?
+            .int(n)
+            .int(width)
+            .int(self.first)
+            .run(Grid::blocks(n))?
+            .one()?;
+        Ok((dlogits, logits_layout.shape().clone()))
     }
 }
 
-/// The sum of `e^(v - max)`; NaN if some v is not finite.
-#[inline(always)]
-fn sum_exp(x: &[f32], max: f32) -> f64 {
-    lanes::sum_by(x, |_, v| term(v, max))
+/// The largest of a row, and the sum of the exponentials relative to it.
+struct Row<'a> {
+    row: &'a [f32],
+}
+
+impl Kernel for Row<'_> {
+    type Output = (f32, f64);
+
+    #[inline(always)]
+    fn call(self) -> (f32, f64) {
+        let max = lanes::max(self.row);
+        let mut sum = 0.0;
+        for block in self.row.chunks(BLOCK) {
+            sum += lanes::sum_by(block, |_, v| term(v, max));
+        }
+        (max, sum)
+    }
 }
 
 /// `e^(v - max)`. NaN and +inf make it NaN by themselves; -inf, whose term would be 0, through `0
@@ -183,10 +278,11 @@ fn term(v: f32, max: f32) -> f32 {
     v.mul_add(0.0, lanes::exp(v - max))
 }
 
-/// `y = dloss softmax(row)`.
+/// `y = scale e^(row - max)`.
 struct GradientRow<'a> {
     row: &'a [f32],
-    dloss: f32,
+    max: f32,
+    scale: f32,
     y: &'a mut [f32],
 }
 
@@ -195,17 +291,8 @@ impl Kernel for GradientRow<'_> {
 
     #[inline(always)]
     fn call(self) {
-        let max = lanes::max(self.row);
-        let mut sum = 0.0;
-        for (row, y) in self.row.chunks(BLOCK).zip(self.y.chunks_mut(BLOCK)) {
-            for (y, &v) in y.iter_mut().zip(row) {
-                *y = lanes::exp(v - max);
-            }
-            sum += lanes::sum(y);
-        }
-        let scale = (f64::from(self.dloss) / sum) as f32;
-        for y in self.y {
-            *y *= scale;
+        for (y, &v) in self.y.iter_mut().zip(self.row) {
+            *y = lanes::exp(v - self.max) * self.scale;
         }
     }
 }

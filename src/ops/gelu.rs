@@ -16,8 +16,9 @@
 
 use std::f32::consts::SQRT_2;
 
-use candle_core::{CpuStorage, CustomOp1, CustomOp2, DType, Layout, Shape, Tensor};
+use candle_core::{CpuStorage, CudaStorage, CustomOp1, CustomOp2, DType, Layout, Shape, Tensor};
 
+use super::cuda::{Grid, Launch};
 use super::{lanes, operand};
 use crate::error::Result;
 
@@ -76,6 +77,26 @@ impl CustomOp1 for Unary {
         Ok((CpuStorage::F32(y), x_layout.shape().clone()))
     }
 
+    fn cuda_fwd(
+        &self,
+        x: &CudaStorage,
+        x_layout: &Layout,
+    ) -> candle_core::Result<(CudaStorage, Shape)> {
+        let shape = x_layout.shape().clone();
+        let n = shape.elem_count();
+        let kernel = match self.form {
+            Gelu::Erf => "gelu_erf",
+            Gelu::Tanh => "gelu_tanh",
+        };
+        let y = Launch::of(OP, kernel, x)
+            .read(x, x_layout)?
+            .output(DType::F32, n)?
+            .int(n)
+            .run(Grid::elements(n))?
+            .one()?;
+        Ok((y, shape))
+    }
+
     fn bwd(&self, x: &Tensor, _: &Tensor, dy: &Tensor) -> candle_core::Result<Option<Tensor>> {
         let slope = Product { form: self.form, factor: Factor::Slope };
         x.apply_op2_no_bwd(&dy.contiguous()?, &slope).map(Some)
@@ -100,6 +121,17 @@ impl CustomOp2 for Gated {
     ) -> candle_core::Result<(CpuStorage, Shape)> {
         let product = Product { form: self.form, factor: Factor::Value };
         product.cpu_fwd(gate, gate_layout, up, up_layout)
+    }
+
+    fn cuda_fwd(
+        &self,
+        gate: &CudaStorage,
+        gate_layout: &Layout,
+        up: &CudaStorage,
+        up_layout: &Layout,
+    ) -> candle_core::Result<(CudaStorage, Shape)> {
+        let product = Product { form: self.form, factor: Factor::Value };
+        product.cuda_fwd(gate, gate_layout, up, up_layout)
     }
 
     fn bwd(
@@ -153,6 +185,31 @@ impl CustomOp2 for Product {
             (Gelu::Tanh, Factor::Slope) => lanes::zip(x, other, |x, o| logistic_slope(x) * o),
         };
         Ok((CpuStorage::F32(y), x_layout.shape().clone()))
+    }
+
+    fn cuda_fwd(
+        &self,
+        x: &CudaStorage,
+        x_layout: &Layout,
+        other: &CudaStorage,
+        other_layout: &Layout,
+    ) -> candle_core::Result<(CudaStorage, Shape)> {
+        let shape = x_layout.shape().clone();
+        let n = shape.elem_count();
+        let kernel = match (self.form, self.factor) {
+            (Gelu::Erf, Factor::Value) => "gelu_erf_mul",
+            (Gelu::Tanh, Factor::Value) => "gelu_tanh_mul",
+            (Gelu::Erf, Factor::Slope) => "gelu_erf_slope_mul",
+            (Gelu::Tanh, Factor::Slope) => "gelu_tanh_slope_mul",
+        };
+        let y = Launch::of(OP, kernel, x)
+            .read(x, x_layout)?
+            .read(other, other_layout)?
+            .output(DType::F32, n)?
+            .int(n)
+            .run(Grid::elements(n))?
+            .one()?;
+        Ok((y, shape))
     }
 }
 

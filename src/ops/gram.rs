@@ -1,22 +1,22 @@
-//! Second moments of activations, gathered chunk by chunk: Gram matrix and column sums.
+//! Second moments of activations, gathered chunk by chunk.
 //!
 //! ```text
-//! gram:            master += x^T x           x [t, n] f32    master [n, n] f64, lower triangle
-//! column_sum:      master += sum_t x[t]      x [t, n] f32    master [n] f64
-//! column_squares:  master += sum_t x[t]^2    x [t, n] f32    master [n] f64
+//! gram:        master += x^T x      x [t, n] f32    master [n, n] f64, lower triangle
+//! symmetrise:  the upper triangle becomes what the lower one is
 //! ```
 //!
 //! The product of [`ROWS`] rows is computed in f32, only on and below the diagonal (t n^2 flops),
 //! and added to the master in f64 (10 n^2 bytes per product, half of them read). The strict upper
 //! triangle of the master is left alone: `linalg::eigh` never reads it, and [`symmetrise`] fills it
-//! once at the end for whoever does. Column sums are f64 from the first addition: 4 t n bytes read.
+//! once at the end for whoever does.
 
-use candle_core::{CpuStorage, DType, InplaceOp1, InplaceOp2, Layout, Tensor};
+use candle_core::{CpuStorage, CudaStorage, DType, InplaceOp1, InplaceOp2, Layout, Tensor};
 use faer::linalg::matmul::triangular::BlockStructure;
 use faer::linalg::matmul::{self};
 use faer::{Accum, MatMut, MatRef, Par};
 use rayon::prelude::*;
 
+use super::cuda::{Grid, Launch};
 use super::lanes::{self, Kernel};
 use super::operand;
 use crate::error::Result;
@@ -28,9 +28,6 @@ const ROWS: usize = 1024;
 /// Rows of the master that are computed at a time: the f32 product takes `PANEL * n` elements,
 /// never `n * n`.
 const PANEL: usize = 1024;
-
-/// Rows that are summed before partial column sums are added up, in order.
-const SUM_ROWS: usize = 256;
 
 /// Adds `x^T x` of `x [t, n]` to the lower triangle of `master [n, n]`, in place.
 ///
@@ -58,46 +55,11 @@ pub fn symmetrise(master: &Tensor) -> Result<()> {
     Ok(master.inplace_op1(&Symmetrise)?)
 }
 
-/// Adds the sum of the rows of `x [t, n]` to `master [n]`, in place.
-///
-/// # Errors
-/// What does not fit is [`Error::Bug`](crate::error::Error::Bug): shapes are checked when a model
-/// is read.
-pub fn column_sum(master: &Tensor, x: &Tensor) -> Result<()> {
-    add_columns(master, x, Columns::Sum)
-}
-
-/// Adds the sum of the squares of the rows of `x [t, n]` to `master [n]`, in place.
-///
-/// # Errors
-/// As [`column_sum`].
-pub fn column_squares(master: &Tensor, x: &Tensor) -> Result<()> {
-    add_columns(master, x, Columns::Squares)
-}
-
-fn add_columns(master: &Tensor, x: &Tensor, op: Columns) -> Result<()> {
-    let n = expect_rows(op.name(), x)?;
-    operand::expect(op.name(), "master", master, DType::F64)?;
-    operand::expect_dims(op.name(), "master", master, &[n])?;
-    Ok(master.inplace_op2(x, &op)?)
-}
-
-fn expect_rows(op: &'static str, x: &Tensor) -> Result<usize> {
+pub(super) fn expect_rows(op: &'static str, x: &Tensor) -> Result<usize> {
     operand::expect(op, "x", x, DType::F32)?;
     match *x.dims() {
         [_, n] => Ok(n),
         ref dims => Err(operand::refuse(op, format_args!("x has shape {dims:?}, expected [t, n]"))),
-    }
-}
-
-fn master_mut<'a>(
-    storage: &'a mut CpuStorage,
-    layout: &Layout,
-) -> candle_core::Result<&'a mut [f64]> {
-    let (start, end) = operand::range(layout)?;
-    match storage {
-        CpuStorage::F64(master) => Ok(&mut master[start..end]),
-        _ => Err(candle_core::Error::Msg("master is not f64".into())),
     }
 }
 
@@ -119,7 +81,7 @@ impl InplaceOp2 for Gram {
         if n == 0 {
             return Ok(());
         }
-        let master = master_mut(master, master_layout)?;
+        let master = operand::sums_mut(master, master_layout)?;
         let x = operand::elements::<f32>(x, x_layout)?;
         let mut panel = vec![0.0; PANEL.min(n) * n];
         for rows in x.chunks(ROWS * n) {
@@ -140,6 +102,26 @@ impl InplaceOp2 for Gram {
                     });
             }
         }
+        Ok(())
+    }
+
+    fn cuda_fwd(
+        &self,
+        master: &mut CudaStorage,
+        master_layout: &Layout,
+        x: &CudaStorage,
+        x_layout: &Layout,
+    ) -> candle_core::Result<()> {
+        let (t, n) = x_layout.shape().dims2()?;
+        if t * n == 0 {
+            return Ok(());
+        }
+        Launch::new("gram", x)
+            .read(x, x_layout)?
+            .update(master, master_layout)?
+            .int(t)
+            .int(n)
+            .run(Grid::triangle(n, 128))?;
         Ok(())
     }
 }
@@ -194,7 +176,7 @@ impl InplaceOp1 for Symmetrise {
         /// Side of the square blocks that are mirrored, so that both sides stay in cache.
         const SIDE: usize = 32;
         let n = layout.shape().dims2()?.0;
-        let master = master_mut(master, layout)?;
+        let master = operand::sums_mut(master, layout)?;
         for top in (0..n).step_by(SIDE) {
             for left in (0..=top).step_by(SIDE) {
                 for i in top..(top + SIDE).min(n) {
@@ -206,88 +188,16 @@ impl InplaceOp1 for Symmetrise {
         }
         Ok(())
     }
-}
 
-/// What is summed of a column.
-#[derive(Clone, Copy)]
-enum Columns {
-    Sum,
-    Squares,
-}
-
-impl InplaceOp2 for Columns {
-    fn name(&self) -> &'static str {
-        match self {
-            Self::Sum => "column_sum",
-            Self::Squares => "column_squares",
-        }
-    }
-
-    fn cpu_fwd(
-        &self,
-        master: &mut CpuStorage,
-        master_layout: &Layout,
-        x: &CpuStorage,
-        x_layout: &Layout,
-    ) -> candle_core::Result<()> {
-        let n = x_layout.shape().dims2()?.1;
+    fn cuda_fwd(&self, master: &mut CudaStorage, layout: &Layout) -> candle_core::Result<()> {
+        let n = layout.shape().dims2()?.0;
         if n == 0 {
             return Ok(());
         }
-        let master = master_mut(master, master_layout)?;
-        let x = operand::elements::<f32>(x, x_layout)?;
-        let partial: Vec<Vec<f64>> = x
-            .par_chunks(SUM_ROWS * n)
-            .map(|rows| {
-                let mut sums = vec![0.0; n];
-                match self {
-                    Self::Sum => lanes::run(SumRows { sums: &mut sums, rows }),
-                    Self::Squares => lanes::run(SumSquares { sums: &mut sums, rows }),
-                }
-                sums
-            })
-            .collect();
-        for sums in partial {
-            for (master, sum) in master.iter_mut().zip(sums) {
-                *master += sum;
-            }
-        }
+        Launch::of("gram", "symmetrise", master)
+            .update(master, layout)?
+            .int(n)
+            .run(Grid::triangle(n, 32))?;
         Ok(())
-    }
-}
-
-struct SumRows<'a> {
-    sums: &'a mut [f64],
-    rows: &'a [f32],
-}
-
-impl Kernel for SumRows<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn call(self) {
-        for row in self.rows.chunks_exact(self.sums.len()) {
-            for (sum, &v) in self.sums.iter_mut().zip(row) {
-                *sum += f64::from(v);
-            }
-        }
-    }
-}
-
-struct SumSquares<'a> {
-    sums: &'a mut [f64],
-    rows: &'a [f32],
-}
-
-impl Kernel for SumSquares<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn call(self) {
-        for row in self.rows.chunks_exact(self.sums.len()) {
-            for (sum, &v) in self.sums.iter_mut().zip(row) {
-                *sum += f64::from(v) * f64::from(v);
-            }
-        }
     }
 }

@@ -8,8 +8,9 @@
 //!
 //! 8 bytes (one read, one write) per element: bound by memory.
 
-use candle_core::{CpuStorage, CustomOp1, DType, Layout, Shape, Tensor};
+use candle_core::{CpuStorage, CudaStorage, CustomOp1, DType, Layout, Shape, Tensor};
 
+use super::cuda::{Grid, Launch};
 use super::{lanes, operand};
 use crate::error::Result;
 
@@ -48,6 +49,25 @@ impl CustomOp1 for HeadsFirst {
             }
         });
         Ok((CpuStorage::F32(y), Shape::from((b, h, t, d))))
+    }
+
+    fn cuda_fwd(
+        &self,
+        x: &CudaStorage,
+        x_layout: &Layout,
+    ) -> candle_core::Result<(CudaStorage, Shape)> {
+        let (b, t, h, d) = x_layout.shape().dims4()?;
+        let n = b * t * h * d;
+        let y = Launch::new(OP, x)
+            .read(x, x_layout)?
+            .output(DType::F32, n)?
+            .int(b)
+            .int(t)
+            .int(h)
+            .int(d)
+            .run(Grid::elements(n))?
+            .one()?;
+        Ok((y, Shape::from((b, h, t, d))))
     }
 
     /// The transposition is its own inverse.

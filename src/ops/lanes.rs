@@ -158,20 +158,7 @@ fn larger(a: f32, b: f32) -> f32 {
     if a > b { a } else { b }
 }
 
-/// The sum of x: [`LANES`] sums in f32, those in f64 and in order.
-#[inline(always)]
-pub(super) fn sum(x: &[f32]) -> f64 {
-    let mut sums = [0.0; LANES];
-    let (chunks, tail) = x.as_chunks::<LANES>();
-    for chunk in chunks {
-        for (sum, &v) in sums.iter_mut().zip(chunk) {
-            *sum += v;
-        }
-    }
-    total(&sums) + tail.iter().map(|&v| f64::from(v)).sum::<f64>()
-}
-
-/// The sum of `a b`, in the order of [`sum`].
+/// The sum of `a b`, in f32 lanes, the lanes in f64 and in order.
 #[inline(always)]
 pub(super) fn dot(a: &[f32], b: &[f32]) -> f64 {
     let mut sums = [0.0; LANES];

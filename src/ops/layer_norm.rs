@@ -14,8 +14,9 @@
 //! variance is summed around the mean, so that a large mean costs no digits. Weights and biases get
 //! no gradient.
 
-use candle_core::{CpuStorage, CustomOp3, DType, Layout, Shape, Tensor};
+use candle_core::{CpuStorage, CudaStorage, CustomOp3, DType, Layout, Shape, Tensor};
 
+use super::cuda::{Grid, Launch};
 use super::lanes::{self, Kernel};
 use super::operand;
 use crate::error::Result;
@@ -69,6 +70,30 @@ impl CustomOp3 for LayerNorm {
         Ok((CpuStorage::F32(y), x_layout.shape().clone()))
     }
 
+    fn cuda_fwd(
+        &self,
+        x: &CudaStorage,
+        x_layout: &Layout,
+        weight: &CudaStorage,
+        weight_layout: &Layout,
+        bias: &CudaStorage,
+        bias_layout: &Layout,
+    ) -> candle_core::Result<(CudaStorage, Shape)> {
+        let d = weight_layout.shape().elem_count();
+        let rows = x_layout.shape().elem_count() / d.max(1);
+        let y = Launch::of(OP, OP, x)
+            .read(x, x_layout)?
+            .read(weight, weight_layout)?
+            .read(bias, bias_layout)?
+            .output(DType::F32, rows * d)?
+            .int(rows)
+            .int(d)
+            .double(self.eps)
+            .run(Grid::rows_of(rows, d))?
+            .one()?;
+        Ok((y, x_layout.shape().clone()))
+    }
+
     fn bwd(
         &self,
         x: &Tensor,
@@ -111,6 +136,30 @@ impl CustomOp3 for LayerNormGradient {
             lanes::run(GradientRows { x, weight, dy, eps: self.eps, dx });
         });
         Ok((CpuStorage::F32(dx), x_layout.shape().clone()))
+    }
+
+    fn cuda_fwd(
+        &self,
+        x: &CudaStorage,
+        x_layout: &Layout,
+        weight: &CudaStorage,
+        weight_layout: &Layout,
+        dy: &CudaStorage,
+        dy_layout: &Layout,
+    ) -> candle_core::Result<(CudaStorage, Shape)> {
+        let d = weight_layout.shape().elem_count();
+        let rows = x_layout.shape().elem_count() / d.max(1);
+        let dx = Launch::of(OP, "layer_norm_gradient", x)
+            .read(x, x_layout)?
+            .read(weight, weight_layout)?
+            .read(dy, dy_layout)?
+            .output(DType::F32, rows * d)?
+            .int(rows)
+            .int(d)
+            .double(self.eps)
+            .run(Grid::rows_of(rows, d))?
+            .one()?;
+        Ok((dx, x_layout.shape().clone()))
     }
 }
 

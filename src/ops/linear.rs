@@ -2,19 +2,22 @@
 //!
 //! ```text
 //! y[t, i] = Σ_j x[t, j] w[i, j] + bias[i]
-//! x [t, n]    w [m, n]    bias [m]    ->    y [t, m]    all f32
+//! x [t, n] f32    w [m, n] f32 or bf16    bias [m] f32    ->    y [t, m] f32
 //! gradient:  dx = dy w; the weight and the bias get none
 //! ```
 //!
-//! `2 t n m` flops, and as many for the gradient. The product is the device's own. A compressor asks
-//! what the loss feels of an activation, never which way a weight should move: `dy` is shown to a
-//! [`GradientSink`] as it passes, and forgotten.
+//! `2 t n m` flops, and as many for the gradient. The product is the device's own. With a bf16 weight,
+//! `x` (and on the way back `dy`) is rounded to bf16 first: products of two bf16 numbers are exact in
+//! f32, and so are taken and summed there. A compressor asks what the loss feels of an activation,
+//! never which way a weight should move: `dy` is shown to a [`GradientSink`] as it passes, and forgotten.
 
 use std::sync::Arc;
 
 use candle_core::backend::BackendStorage;
-use candle_core::{CpuStorage, CustomOp2, CustomOp3, DType, Layout, Shape, Tensor};
+use candle_core::{CpuStorage, CudaStorage, CustomOp2, CustomOp3, DType, Layout, Shape, Tensor};
+use half::bf16;
 
+use super::cuda::{self, Grid, Launch};
 use super::lanes::{self, Kernel};
 use super::operand;
 use crate::error::Result;
@@ -60,12 +63,8 @@ pub fn linear(
     bias: Option<&Tensor>,
     sinks: GradientSinks,
 ) -> Result<Tensor> {
-    operand::expect(OP, "x", x, DType::F32)?;
-    operand::expect(OP, "w", w, DType::F32)?;
-    let (&[_, n], &[m, _]) = (x.dims(), w.dims()) else {
-        let why = format_args!("x {:?} and w {:?} are not both matrices", x.dims(), w.dims());
-        return Err(operand::refuse(OP, why));
-    };
+    let (_, n) = expect_matrices(x, w)?;
+    let m = w.dims()[0];
     operand::expect_dims(OP, "w", w, &[m, n])?;
     let Some(bias) = bias else {
         return Ok(x.apply_op2(w, Linear { sinks })?);
@@ -73,6 +72,30 @@ pub fn linear(
     operand::expect(OP, "bias", bias, DType::F32)?;
     operand::expect_dims(OP, "bias", bias, &[m])?;
     Ok(x.apply_op3(w, bias, Linear { sinks })?)
+}
+
+/// `dy [t, m]` times `w [m, n]`: the gradient of [`linear()`] at its input, for who has no need of a
+/// graph.
+///
+/// # Errors
+/// As [`linear()`].
+pub fn linear_gradient(dy: &Tensor, w: &Tensor) -> Result<Tensor> {
+    let (_, m) = expect_matrices(dy, w)?;
+    operand::expect_dims(OP, "w", w, &[m, w.dims()[1]])?;
+    Ok(dy.apply_op2_no_bwd(w, &Product { back: true })?)
+}
+
+/// Rows and columns of x.
+fn expect_matrices(x: &Tensor, w: &Tensor) -> Result<(usize, usize)> {
+    operand::expect(OP, "x", x, DType::F32)?;
+    let dtype = if w.dtype() == DType::BF16 { DType::BF16 } else { DType::F32 };
+    operand::expect(OP, "w", w, dtype)?;
+    match (x.dims(), w.dims()) {
+        (&[t, n], [_, _]) => Ok((t, n)),
+        (x, w) => {
+            Err(operand::refuse(OP, format_args!("x {x:?} and w {w:?} are not both matrices")))
+        }
+    }
 }
 
 struct Linear {
@@ -86,22 +109,69 @@ impl Linear {
         };
         let dy = dy.contiguous()?;
         show(&self.sinks.output, &dy).map_err(candle_core::Error::wrap)?;
-        let dx = dy.matmul(w)?;
+        let dx = dy.apply_op2_no_bwd(w, &Product { back: true })?;
         show(&self.sinks.input, &dx).map_err(candle_core::Error::wrap)?;
         Ok(dx)
     }
 }
 
-/// `x wᵀ` on any device.
-fn product<S: BackendStorage>(
-    x: &S,
-    x_layout: &Layout,
-    w: &S,
-    w_layout: &Layout,
-) -> candle_core::Result<(S, Shape)> {
-    let (t, n) = x_layout.shape().dims2()?;
-    let m = w_layout.shape().dims2()?.0;
-    Ok((x.matmul(w, (1, t, m, n), x_layout, &w_layout.transpose(0, 1)?)?, Shape::from((t, m))))
+/// `x wᵀ`, or (`back`) `x w`.
+#[derive(Clone, Copy)]
+struct Product {
+    back: bool,
+}
+
+impl Product {
+    /// By the device's own product of two f32 matrices.
+    fn of<S: BackendStorage>(
+        self,
+        x: &S,
+        x_layout: &Layout,
+        w: &S,
+        w_layout: &Layout,
+    ) -> candle_core::Result<(S, Shape)> {
+        let (t, inner) = x_layout.shape().dims2()?;
+        let w_layout = if self.back { w_layout.clone() } else { w_layout.transpose(0, 1)? };
+        let width = w_layout.shape().dims2()?.1;
+        let y = x.matmul(w, (1, t, width, inner), x_layout, &w_layout)?;
+        Ok((y, Shape::from((t, width))))
+    }
+}
+
+impl CustomOp2 for Product {
+    fn name(&self) -> &'static str {
+        OP
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        x_layout: &Layout,
+        w: &CpuStorage,
+        w_layout: &Layout,
+    ) -> candle_core::Result<(CpuStorage, Shape)> {
+        let CpuStorage::BF16(_) = w else { return self.of(x, x_layout, w, w_layout) };
+        let round = |&x: &f32| bf16::from_f32(x).to_f32();
+        let x = operand::elements::<f32>(x, x_layout)?.iter().map(round).collect();
+        let w = operand::elements::<bf16>(w, w_layout)?.iter().map(|w| w.to_f32()).collect();
+        let [x_layout, w_layout] = [x_layout, w_layout].map(|l| Layout::contiguous(l.shape()));
+        self.of(&CpuStorage::F32(x), &x_layout, &CpuStorage::F32(w), &w_layout)
+    }
+
+    fn cuda_fwd(
+        &self,
+        x: &CudaStorage,
+        x_layout: &Layout,
+        w: &CudaStorage,
+        w_layout: &Layout,
+    ) -> candle_core::Result<(CudaStorage, Shape)> {
+        if w.dtype() == DType::F32 {
+            return self.of(x, x_layout, w, w_layout);
+        }
+        let (m, n) = w_layout.shape().dims2()?;
+        let shape = Shape::from((x_layout.dims()[0], if self.back { n } else { m }));
+        Ok((cuda::product_bf16(x, x_layout, w, w_layout, self.back)?, shape))
+    }
 }
 
 impl CustomOp2 for Linear {
@@ -116,7 +186,17 @@ impl CustomOp2 for Linear {
         w: &CpuStorage,
         w_layout: &Layout,
     ) -> candle_core::Result<(CpuStorage, Shape)> {
-        product(x, x_layout, w, w_layout)
+        CustomOp2::cpu_fwd(&Product { back: false }, x, x_layout, w, w_layout)
+    }
+
+    fn cuda_fwd(
+        &self,
+        x: &CudaStorage,
+        x_layout: &Layout,
+        w: &CudaStorage,
+        w_layout: &Layout,
+    ) -> candle_core::Result<(CudaStorage, Shape)> {
+        CustomOp2::cuda_fwd(&Product { back: false }, x, x_layout, w, w_layout)
     }
 
     fn bwd(
@@ -144,11 +224,31 @@ impl CustomOp3 for Linear {
         bias: &CpuStorage,
         bias_layout: &Layout,
     ) -> candle_core::Result<(CpuStorage, Shape)> {
-        let (mut y, shape) = product(x, x_layout, w, w_layout)?;
+        let (mut y, shape) = Product { back: false }.cpu_fwd(x, x_layout, w, w_layout)?;
         let bias = operand::elements::<f32>(bias, bias_layout)?;
         if let CpuStorage::F32(y) = &mut y {
             lanes::for_row_blocks(y, bias.len(), |_, y| lanes::run(AddToRows { bias, y }));
         }
+        Ok((y, shape))
+    }
+
+    fn cuda_fwd(
+        &self,
+        x: &CudaStorage,
+        x_layout: &Layout,
+        w: &CudaStorage,
+        w_layout: &Layout,
+        bias: &CudaStorage,
+        bias_layout: &Layout,
+    ) -> candle_core::Result<(CudaStorage, Shape)> {
+        let (mut y, shape) = Product { back: false }.cuda_fwd(x, x_layout, w, w_layout)?;
+        let (rows, m) = shape.dims2()?;
+        Launch::of(OP, "add_bias", x)
+            .update(&mut y, &Layout::contiguous(&shape))?
+            .read(bias, bias_layout)?
+            .int(rows)
+            .int(m)
+            .run(Grid::elements(rows * m))?;
         Ok((y, shape))
     }
 

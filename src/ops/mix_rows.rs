@@ -11,9 +11,10 @@
 
 use std::sync::Arc;
 
-use candle_core::{CpuStorage, CustomOp2, CustomOp3, DType, Layout, Shape, Tensor};
+use candle_core::{CpuStorage, CudaStorage, CustomOp2, CustomOp3, DType, Layout, Shape, Tensor};
 use rayon::prelude::*;
 
+use super::cuda::{Grid, Launch, joined};
 use super::lanes::{self, Kernel};
 use super::operand;
 use crate::error::Result;
@@ -96,6 +97,29 @@ impl CustomOp2 for MixRows {
         Ok((CpuStorage::F32(y), Shape::from((t, d))))
     }
 
+    fn cuda_fwd(
+        &self,
+        x: &CudaStorage,
+        x_layout: &Layout,
+        weights: &CudaStorage,
+        weights_layout: &Layout,
+    ) -> candle_core::Result<(CudaStorage, Shape)> {
+        let d = x_layout.shape().dims2()?.1;
+        let (t, k) = weights_layout.shape().dims2()?;
+        let y = Launch::new(OP, x)
+            .read(x, x_layout)?
+            .read(weights, weights_layout)?
+            .list(&self.routes.places)?
+            .list(&self.routes.order)?
+            .output(DType::F32, t * d)?
+            .int(t)
+            .int(k)
+            .int(d)
+            .run(Grid::elements(t * d))?
+            .one()?;
+        Ok((y, Shape::from((t, d))))
+    }
+
     fn bwd(
         &self,
         x: &Tensor,
@@ -151,6 +175,40 @@ impl CustomOp3 for MixRowsGradient {
         });
         let shape = Shape::from(both.len());
         Ok((CpuStorage::F32(both), shape))
+    }
+
+    fn cuda_fwd(
+        &self,
+        x: &CudaStorage,
+        x_layout: &Layout,
+        weights: &CudaStorage,
+        weights_layout: &Layout,
+        dy: &CudaStorage,
+        dy_layout: &Layout,
+    ) -> candle_core::Result<(CudaStorage, Shape)> {
+        let (n, d) = x_layout.shape().dims2()?;
+        let k = weights_layout.shape().dims2()?.1;
+        let dx = Launch::of(OP, "mix_rows_gradient_rows", x)
+            .read(weights, weights_layout)?
+            .read(dy, dy_layout)?
+            .list(&self.routes.source)?
+            .output(DType::F32, n * d)?
+            .int(n)
+            .int(k)
+            .int(d)
+            .run(Grid::elements(n * d))?
+            .one()?;
+        let dweights = Launch::of(OP, "mix_rows_gradient_weights", x)
+            .read(x, x_layout)?
+            .read(dy, dy_layout)?
+            .list(&self.routes.places)?
+            .output(DType::F32, n)?
+            .int(n)
+            .int(k)
+            .int(d)
+            .run(Grid::warps_for(n))?
+            .one()?;
+        joined(&[(&dx, n * d), (&dweights, n)])
     }
 }
 

@@ -3,9 +3,11 @@
 //! | op | computes | tensors |
 //! |---|---|---|
 //! | [`linear`] | `x wᵀ + bias` | `[t, n], [m, n], [m] -> [t, m]` |
+//! | [`low_rank_matvec`] | `u (v x) + bias` of one row | `[1, n], [r, n], [m, r] -> [1, m]` |
 //! | [`rms_norm`] | `x / rms(x) * weight` | `[.., d], [d] -> [.., d]` |
 //! | [`layer_norm`] | `(x - mean) / deviation * weight + bias` | `[.., d], 2 x [d] -> [.., d]` |
 //! | [`rope`] | rotary embedding and transposition | `[b, t, h, d] -> [b, h, t, d]` |
+//! | [`norm_rope`] | `rope(rms_norm(x))` | `[b, t, h, d] -> [b, h, t, d]` |
 //! | [`heads_first`] | transposition | `[b, t, h, d] -> [b, h, t, d]` |
 //! | [`causal_attention`] | grouped-query attention | `[b, h, tq, d], 2 x [b, g, tk, d] -> [b tq, h d]` |
 //! | [`add`] | `a + b` | any shape |
@@ -16,7 +18,7 @@
 //! | [`renormalise`] | `x / Σ x` by rows | `[t, k] -> [t, k]` |
 //! | [`per_part`] | `f_e` of the rows of part e | `[n, d] -> [n, m]` |
 //! | [`mix_rows`] | weighted sums of routed rows | `[n, d], [t, k] -> [t, d]` |
-//! | [`cross_entropy`] | next-token loss in nats | `[n, v], [n] u32 -> [n]` |
+//! | [`CrossEntropy`] | next-token loss in nats, vocabulary in tiles | `[n, w].., [n] u32 -> [n]` |
 //! | [`gram`], [`symmetrise`] | second moments, in f64 | `[t, n]` into `[n, n]` |
 //! | [`column_sum`], [`column_squares`] | first moments, energies, in f64 | `[t, n]` into `[n]` |
 //! | [`upstream`] | where a backward begins | any shape `-> []` |
@@ -35,14 +37,23 @@
 
 mod add;
 mod causal_attention;
+mod columns;
 mod cross_entropy;
+#[cfg(feature = "cuda")]
+mod cuda;
+#[cfg(not(feature = "cuda"))]
+#[path = "cuda_absent.rs"]
+mod cuda;
+mod devices;
 mod gelu;
 mod gram;
 mod heads_first;
 mod lanes;
 mod layer_norm;
 mod linear;
+mod low_rank_matvec;
 mod mix_rows;
+mod norm_rope;
 mod operand;
 mod per_part;
 mod renormalise;
@@ -50,21 +61,27 @@ mod rms_norm;
 mod rope;
 mod silu_mul;
 mod soft_cap;
+mod upload;
 mod upstream;
 
 pub use add::add;
 pub use causal_attention::{Scores, causal_attention};
-pub use cross_entropy::{cross_entropy, cross_entropy_gradient};
+pub use columns::{column_squares, column_sum};
+pub use cross_entropy::{CrossEntropy, VOCABULARY_TILE, tiles};
+pub use devices::{CudaSystem, Gpu, Library, cuda_system, free_memory, gpu};
 pub use gelu::{Gelu, gelu, gelu_mul};
-pub use gram::{column_squares, column_sum, gram, symmetrise};
+pub use gram::{gram, symmetrise};
 pub use heads_first::heads_first;
 pub use layer_norm::layer_norm;
-pub use linear::{GradientSink, GradientSinks, linear};
+pub use linear::{GradientSink, GradientSinks, linear, linear_gradient};
+pub use low_rank_matvec::low_rank_matvec;
 pub use mix_rows::mix_rows;
+pub use norm_rope::norm_rope;
 pub use per_part::per_part;
 pub use renormalise::renormalise;
 pub use rms_norm::rms_norm;
 pub use rope::rope;
 pub use silu_mul::silu_mul;
 pub use soft_cap::{soft_cap, soft_cap_gradient};
+pub use upload::upload;
 pub use upstream::upstream;

@@ -49,6 +49,18 @@ pub(super) fn elements<'a, T: WithDType>(
     Ok(&storage.as_slice::<T>()?[start..end])
 }
 
+/// The f64 elements a contiguous layout covers, to be changed: sums that outlive a chunk.
+pub(super) fn sums_mut<'a>(
+    storage: &'a mut CpuStorage,
+    layout: &Layout,
+) -> candle_core::Result<&'a mut [f64]> {
+    let (start, end) = range(layout)?;
+    match storage {
+        CpuStorage::F64(sums) => Ok(&mut sums[start..end]),
+        _ => Err(candle_core::Error::Msg("sums are not f64".into())),
+    }
+}
+
 /// Where in its storage a contiguous layout lies.
 pub(super) fn range(layout: &Layout) -> candle_core::Result<(usize, usize)> {
     layout

@@ -9,7 +9,8 @@
 //! What experts do to the rows routed to them. Autograd would pad the gradient of every part to all
 //! rows before adding them up; here every part is a graph of its own, entered from its part of `dy`.
 
-use candle_core::{CpuStorage, CustomOp1, DType, Layout, Shape, Storage, Tensor, Var};
+use candle_core::backend::BackendStorage;
+use candle_core::{CpuStorage, CudaStorage, CustomOp1, DType, Layout, Shape, Storage, Tensor, Var};
 
 use super::{operand, upstream};
 use crate::error::Result;
@@ -73,6 +74,14 @@ impl CustomOp1 for PerPart {
         };
         let joined = operand::elements::<f32>(joined, layout)?.to_vec();
         Ok((CpuStorage::F32(joined), layout.shape().clone()))
+    }
+
+    fn cuda_fwd(&self, _: &CudaStorage, _: &Layout) -> candle_core::Result<(CudaStorage, Shape)> {
+        let (joined, layout) = self.joined.storage_and_layout();
+        let Storage::Cuda(joined) = &*joined else {
+            return Err(candle_core::Error::Msg("a part is on another device".into()));
+        };
+        Ok((joined.try_clone(layout)?, layout.shape().clone()))
     }
 
     fn bwd(&self, _: &Tensor, _: &Tensor, dy: &Tensor) -> candle_core::Result<Option<Tensor>> {

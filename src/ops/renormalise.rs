@@ -8,8 +8,9 @@
 //!
 //! A few numbers per token; sums run from the first column on.
 
-use candle_core::{CpuStorage, CustomOp1, CustomOp3, DType, Layout, Shape, Tensor};
+use candle_core::{CpuStorage, CudaStorage, CustomOp1, CustomOp3, DType, Layout, Shape, Tensor};
 
+use super::cuda::{Grid, Launch};
 use super::operand;
 use crate::error::Result;
 
@@ -47,6 +48,22 @@ impl CustomOp1 for Renormalise {
         Ok((CpuStorage::F32(y), layout.shape().clone()))
     }
 
+    fn cuda_fwd(
+        &self,
+        x: &CudaStorage,
+        x_layout: &Layout,
+    ) -> candle_core::Result<(CudaStorage, Shape)> {
+        let (rows, k) = x_layout.shape().dims2()?;
+        let y = Launch::new(OP, x)
+            .read(x, x_layout)?
+            .output(DType::F32, rows * k)?
+            .int(rows)
+            .int(k)
+            .run(Grid::threads_for(rows))?
+            .one()?;
+        Ok((y, x_layout.shape().clone()))
+    }
+
     fn bwd(&self, x: &Tensor, y: &Tensor, dy: &Tensor) -> candle_core::Result<Option<Tensor>> {
         Ok(Some(x.apply_op3_no_bwd(y, &dy.contiguous()?, &RenormaliseGradient)?))
     }
@@ -82,5 +99,27 @@ impl CustomOp3 for RenormaliseGradient {
             }
         }
         Ok((CpuStorage::F32(dx), x_layout.shape().clone()))
+    }
+
+    fn cuda_fwd(
+        &self,
+        x: &CudaStorage,
+        x_layout: &Layout,
+        y: &CudaStorage,
+        y_layout: &Layout,
+        dy: &CudaStorage,
+        dy_layout: &Layout,
+    ) -> candle_core::Result<(CudaStorage, Shape)> {
+        let (rows, k) = x_layout.shape().dims2()?;
+        let dx = Launch::of(OP, "renormalise_gradient", x)
+            .read(x, x_layout)?
+            .read(y, y_layout)?
+            .read(dy, dy_layout)?
+            .output(DType::F32, rows * k)?
+            .int(rows)
+            .int(k)
+            .run(Grid::threads_for(rows))?
+            .one()?;
+        Ok((dx, x_layout.shape().clone()))
     }
 }

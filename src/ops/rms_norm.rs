@@ -12,8 +12,9 @@
 //! summed in f32 lanes of d / 16 terms, the lanes and the root in f64. The gradient takes 9 d flops and
 //! 12 d bytes; the weight gets none.
 
-use candle_core::{CpuStorage, CustomOp2, CustomOp3, DType, Layout, Shape, Tensor};
+use candle_core::{CpuStorage, CudaStorage, CustomOp2, CustomOp3, DType, Layout, Shape, Tensor};
 
+use super::cuda::{Grid, Launch};
 use super::lanes::{self, Kernel, LANES};
 use super::operand;
 use crate::error::Result;
@@ -26,13 +27,27 @@ const OP: &str = "rms_norm";
 /// What does not fit is [`Error::Bug`](crate::error::Error::Bug): shapes are checked when a model
 /// is read.
 pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
+    expect_operands(x, weight)?;
+    Ok(x.apply_op2(weight, RmsNorm { eps })?)
+}
+
+pub(super) fn expect_operands(x: &Tensor, weight: &Tensor) -> Result<()> {
     operand::expect(OP, "x", x, DType::F32)?;
     operand::expect(OP, "weight", weight, DType::F32)?;
     let Some(&d) = x.dims().last() else {
         return Err(operand::refuse(OP, "x is a scalar, expected [.., d]"));
     };
-    operand::expect_dims(OP, "weight", weight, &[d])?;
-    Ok(x.apply_op2(weight, RmsNorm { eps })?)
+    operand::expect_dims(OP, "weight", weight, &[d])
+}
+
+/// The gradient at x from the gradient `dy` at y.
+pub(super) fn gradient(
+    x: &Tensor,
+    weight: &Tensor,
+    dy: &Tensor,
+    eps: f64,
+) -> candle_core::Result<Tensor> {
+    x.apply_op3_no_bwd(weight, dy, &RmsNormGradient { eps })
 }
 
 struct RmsNorm {
@@ -62,6 +77,27 @@ impl CustomOp2 for RmsNorm {
         Ok((CpuStorage::F32(y), x_layout.shape().clone()))
     }
 
+    fn cuda_fwd(
+        &self,
+        x: &CudaStorage,
+        x_layout: &Layout,
+        weight: &CudaStorage,
+        weight_layout: &Layout,
+    ) -> candle_core::Result<(CudaStorage, Shape)> {
+        let d = weight_layout.shape().elem_count();
+        let rows = x_layout.shape().elem_count() / d.max(1);
+        let y = Launch::of(OP, OP, x)
+            .read(x, x_layout)?
+            .read(weight, weight_layout)?
+            .output(DType::F32, rows * d)?
+            .int(rows)
+            .int(d)
+            .double(self.eps)
+            .run(Grid::rows_of(rows, d))?
+            .one()?;
+        Ok((y, x_layout.shape().clone()))
+    }
+
     fn bwd(
         &self,
         x: &Tensor,
@@ -69,8 +105,7 @@ impl CustomOp2 for RmsNorm {
         _: &Tensor,
         dy: &Tensor,
     ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>)> {
-        let gradient = RmsNormGradient { eps: self.eps };
-        Ok((Some(x.apply_op3_no_bwd(weight, &dy.contiguous()?, &gradient)?), None))
+        Ok((Some(gradient(x, weight, &dy.contiguous()?, self.eps)?), None))
     }
 }
 
@@ -104,6 +139,30 @@ impl CustomOp3 for RmsNormGradient {
             lanes::run(GradientRows { x, weight, dy, eps: self.eps, dx });
         });
         Ok((CpuStorage::F32(dx), x_layout.shape().clone()))
+    }
+
+    fn cuda_fwd(
+        &self,
+        x: &CudaStorage,
+        x_layout: &Layout,
+        weight: &CudaStorage,
+        weight_layout: &Layout,
+        dy: &CudaStorage,
+        dy_layout: &Layout,
+    ) -> candle_core::Result<(CudaStorage, Shape)> {
+        let d = weight_layout.shape().elem_count();
+        let rows = x_layout.shape().elem_count() / d.max(1);
+        let dx = Launch::of(OP, "rms_norm_gradient", x)
+            .read(x, x_layout)?
+            .read(weight, weight_layout)?
+            .read(dy, dy_layout)?
+            .output(DType::F32, rows * d)?
+            .int(rows)
+            .int(d)
+            .double(self.eps)
+            .run(Grid::rows_of(rows, d))?
+            .one()?;
+        Ok((dx, x_layout.shape().clone()))
     }
 }
 

@@ -11,8 +11,9 @@
 //! Halves are rotated against each other, as Hugging Face's `rotate_half` does; not interleaved
 //! pairs. 6 w flops and 8 d bytes (x read, y written) per head and position: bound by memory.
 
-use candle_core::{CpuStorage, CustomOp3, DType, Layout, Shape, Tensor};
+use candle_core::{CpuStorage, CudaStorage, CustomOp3, DType, Layout, Shape, Tensor};
 
+use super::cuda::{Grid, Launch};
 use super::lanes::{self, Kernel};
 use super::operand;
 use crate::error::Result;
@@ -28,6 +29,11 @@ const OP: &str = "rope";
 /// What does not fit is [`Error::Bug`](crate::error::Error::Bug): shapes are checked when a model
 /// is read.
 pub fn rope(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
+    expect_operands(x, cos, sin)?;
+    Ok(x.apply_op3(cos, sin, Rope { back: false })?)
+}
+
+pub(super) fn expect_operands(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<()> {
     operand::expect(OP, "x", x, DType::F32)?;
     operand::expect(OP, "cos", cos, DType::F32)?;
     operand::expect(OP, "sin", sin, DType::F32)?;
@@ -49,8 +55,12 @@ pub fn rope(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
             format_args!("cos has shape {:?}, expected [{t}, at most {}]", cos.dims(), d / 2),
         ));
     }
-    operand::expect_dims(OP, "sin", sin, cos.dims())?;
-    Ok(x.apply_op3(cos, sin, Rope { back: false })?)
+    operand::expect_dims(OP, "sin", sin, cos.dims())
+}
+
+/// The gradient at x from the gradient `dy [b, h, t, d]` at y.
+pub(super) fn back(dy: &Tensor, cos: &Tensor, sin: &Tensor) -> candle_core::Result<Tensor> {
+    dy.apply_op3_no_bwd(cos, sin, &Rope { back: true })
 }
 
 /// From `[b, t, h, d]` to `[b, h, t, d]`, or back and turning the other way.
@@ -84,6 +94,33 @@ impl CustomOp3 for Rope {
         Ok((CpuStorage::F32(y), Shape::from((b, m, n, d))))
     }
 
+    fn cuda_fwd(
+        &self,
+        x: &CudaStorage,
+        x_layout: &Layout,
+        cos: &CudaStorage,
+        cos_layout: &Layout,
+        sin: &CudaStorage,
+        sin_layout: &Layout,
+    ) -> candle_core::Result<(CudaStorage, Shape)> {
+        let (b, n, m, d) = x_layout.shape().dims4()?;
+        let half = cos_layout.shape().dims2()?.1;
+        let kernel = if self.back { "rope_back" } else { "rope" };
+        let y = Launch::of("norm_rope", kernel, x)
+            .read(x, x_layout)?
+            .read(cos, cos_layout)?
+            .read(sin, sin_layout)?
+            .output(DType::F32, b * n * m * d)?
+            .int(b)
+            .int(n)
+            .int(m)
+            .int(d)
+            .int(half)
+            .run(Grid::elements(b * n * m * (d - half)))?
+            .one()?;
+        Ok((y, Shape::from((b, m, n, d))))
+    }
+
     fn bwd(
         &self,
         _: &Tensor,
@@ -92,8 +129,7 @@ impl CustomOp3 for Rope {
         _: &Tensor,
         dy: &Tensor,
     ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let gradient = Rope { back: !self.back };
-        Ok((Some(dy.contiguous()?.apply_op3_no_bwd(cos, sin, &gradient)?), None, None))
+        Ok((Some(back(&dy.contiguous()?, cos, sin)?), None, None))
     }
 }
 

@@ -11,9 +11,10 @@
 //! About 20 flops and 12 bytes (two reads, one write) per element: bound by memory. The gradients
 //! are computed together: 20 bytes per element.
 
-use candle_core::{CpuStorage, CustomOp2, CustomOp3, DType, Layout, Shape, Tensor};
+use candle_core::{CpuStorage, CudaStorage, CustomOp2, CustomOp3, DType, Layout, Shape, Tensor};
 use rayon::prelude::*;
 
+use super::cuda::{Grid, Launch};
 use super::lanes::{self, Kernel};
 use super::operand;
 use crate::error::Result;
@@ -50,6 +51,25 @@ impl CustomOp2 for SiluMul {
         let up = operand::elements::<f32>(up, up_layout)?;
         let y = lanes::zip(gate, up, |gate, up| (gate / (1.0 + lanes::exp(-gate))) * up);
         Ok((CpuStorage::F32(y), gate_layout.shape().clone()))
+    }
+
+    fn cuda_fwd(
+        &self,
+        gate: &CudaStorage,
+        gate_layout: &Layout,
+        up: &CudaStorage,
+        up_layout: &Layout,
+    ) -> candle_core::Result<(CudaStorage, Shape)> {
+        let shape = gate_layout.shape().clone();
+        let n = shape.elem_count();
+        let y = Launch::new(OP, gate)
+            .read(gate, gate_layout)?
+            .read(up, up_layout)?
+            .output(DType::F32, n)?
+            .int(n)
+            .run(Grid::elements(n))?
+            .one()?;
+        Ok((y, shape))
     }
 
     fn bwd(
@@ -95,6 +115,28 @@ impl CustomOp3 for SiluMulGradient {
         });
         let dims = [&[2], gate_layout.dims()].concat();
         Ok((CpuStorage::F32(both), Shape::from(dims)))
+    }
+
+    fn cuda_fwd(
+        &self,
+        gate: &CudaStorage,
+        gate_layout: &Layout,
+        up: &CudaStorage,
+        up_layout: &Layout,
+        dy: &CudaStorage,
+        dy_layout: &Layout,
+    ) -> candle_core::Result<(CudaStorage, Shape)> {
+        let shape = gate_layout.shape().clone();
+        let n = shape.elem_count();
+        let y = Launch::of(OP, "silu_mul_gradient", gate)
+            .read(gate, gate_layout)?
+            .read(up, up_layout)?
+            .read(dy, dy_layout)?
+            .output(DType::F32, 2 * n)?
+            .int(n)
+            .run(Grid::elements(n))?
+            .one()?;
+        Ok((y, Shape::from([&[2], gate_layout.dims()].concat())))
     }
 }
 

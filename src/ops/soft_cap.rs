@@ -8,8 +8,9 @@
 //!
 //! About 30 flops and 8 bytes per element: bound by memory on several threads.
 
-use candle_core::{CpuStorage, CustomOp1, CustomOp2, DType, Layout, Shape, Tensor};
+use candle_core::{CpuStorage, CudaStorage, CustomOp1, CustomOp2, DType, Layout, Shape, Tensor};
 
+use super::cuda::{Grid, Launch};
 use super::{lanes, operand};
 use crate::error::Result;
 
@@ -46,6 +47,23 @@ impl CustomOp1 for SoftCap {
         let cap = self.cap;
         let y = lanes::map(x, |x| cap * lanes::tanh(x / cap));
         Ok((CpuStorage::F32(y), x_layout.shape().clone()))
+    }
+
+    fn cuda_fwd(
+        &self,
+        x: &CudaStorage,
+        x_layout: &Layout,
+    ) -> candle_core::Result<(CudaStorage, Shape)> {
+        let shape = x_layout.shape().clone();
+        let n = shape.elem_count();
+        let y = Launch::new(OP, x)
+            .read(x, x_layout)?
+            .output(DType::F32, n)?
+            .int(n)
+            .float(self.cap)
+            .run(Grid::elements(n))?
+            .one()?;
+        Ok((y, shape))
     }
 
     fn bwd(&self, _: &Tensor, y: &Tensor, dy: &Tensor) -> candle_core::Result<Option<Tensor>> {
@@ -89,5 +107,25 @@ impl CustomOp2 for SoftCapGradient {
             dy * ((1.0 - share) * (1.0 + share))
         });
         Ok((CpuStorage::F32(dx), y_layout.shape().clone()))
+    }
+
+    fn cuda_fwd(
+        &self,
+        y: &CudaStorage,
+        y_layout: &Layout,
+        dy: &CudaStorage,
+        dy_layout: &Layout,
+    ) -> candle_core::Result<(CudaStorage, Shape)> {
+        let shape = y_layout.shape().clone();
+        let n = shape.elem_count();
+        let dx = Launch::of(OP, "soft_cap_gradient", y)
+            .read(y, y_layout)?
+            .read(dy, dy_layout)?
+            .output(DType::F32, n)?
+            .int(n)
+            .float(self.cap)
+            .run(Grid::elements(n))?
+            .one()?;
+        Ok((dx, shape))
     }
 }

@@ -103,7 +103,7 @@ fn candidates(unit: &Unit, job: Option<&Job>, context: Context<'_>) -> Result<Ve
     let as_it_is = Offer { storages: stored, bytes: unit.stored_bytes(), expected_loss: 0.0 };
     let mut found = Vec::new();
     for pass in context.passes.iter().filter(|pass| pass.takes(unit)) {
-        let analysis = job.and_then(|job| job.get(unit.name(), pass.method(), context.device));
+        let analysis = job.and_then(|job| job.get(unit.name(), pass.method(), context.device()));
         let offers = pass.offers(unit, analysis.as_ref())?.into_iter();
         let smaller = offers.filter(|offer| offer.storages != as_it_is.storages);
         found.extend(smaller.map(|offer| (Some(pass.method()), offer)));
@@ -180,7 +180,7 @@ fn reduced(
         .iter()
         .enumerate()
         .filter_map(|(i, unit)| {
-            let analysis = job.get(unit.name(), Method::Welore, context.device)?;
+            let analysis = job.get(unit.name(), Method::Welore, context.device())?;
             Some((i, &unit.sites[0], analysis))
         })
         .collect();

@@ -116,7 +116,7 @@ fn analyse_layer(
     job: &mut Job,
     context: Context<'_>,
 ) -> Result<()> {
-    let weights = Weights::new(&model.checkpoint, context.device);
+    let weights = Weights::new(&model.checkpoint, context.device());
     for Todo { unit, pass } in todo {
         context.progress.check()?;
         let analysis = pass.analyse(unit, &weights, stats)?;

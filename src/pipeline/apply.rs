@@ -140,7 +140,7 @@ impl<'a> Maker<'a> {
         let mut parts = Vec::with_capacity(sites.len());
         for site in sites {
             let made = self.values(&format!("{}.{suffix}", site.name))?;
-            let weights = Weights::new(&self.model.checkpoint, self.context.device);
+            let weights = Weights::new(&self.model.checkpoint, self.context.device());
             let values = match (made, suffix) {
                 (Some(made), _) => Some(made),
                 (None, "bias") => weights.bias(site)?,
@@ -166,7 +166,7 @@ impl<'a> Maker<'a> {
     }
 
     fn unit_output(&mut self, unit: &Unit, planned: &PlannedUnit) -> Result<UnitOutput> {
-        let weights = Weights::new(&self.model.checkpoint, self.context.device);
+        let weights = Weights::new(&self.model.checkpoint, self.context.device());
         let Some(method) = planned.method else {
             // Stored as factors and left as it is, but to be folded.
             return unit
@@ -185,7 +185,7 @@ impl<'a> Maker<'a> {
             })?;
         let analysis = self
             .job
-            .get(unit.name(), method, self.context.device)
+            .get(unit.name(), method, self.context.device())
             .ok_or_else(|| Error::Bug(format!("`{}` was not analysed by {method}", unit.name())))?;
         let mut output = pass.apply(unit, &weights, &analysis, &planned.offer)?;
         for (site, storage) in unit.sites.iter().zip(&planned.offer.storages) {

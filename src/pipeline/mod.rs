@@ -20,7 +20,7 @@ pub use apply::{Applied, apply};
 
 use candle_core::Device;
 
-use crate::measure::MeasureOptions;
+use crate::measure::{MeasureOptions, Place};
 use crate::passes::Pass;
 use crate::progress::Progress;
 
@@ -36,8 +36,15 @@ pub struct Context<'a> {
     pub activation_memory: u64,
     /// Windows of text asked for and tokens of each: what a forecast without the text counts on.
     pub windows: (usize, usize),
-    /// Where tensors live.
-    pub device: &'a Device,
+    /// Where it is computed.
+    pub place: &'a Place,
     /// Who is told.
     pub progress: &'a dyn Progress,
+}
+
+impl<'a> Context<'a> {
+    /// Where tensors live.
+    fn device(&self) -> &'a Device {
+        self.place.device()
+    }
 }

@@ -29,8 +29,8 @@ impl<'a> Statistics<'a> {
     ) -> u64 {
         match text {
             None => 0,
-            Some(text) if context.measure.gradients => Backward::steps(model, text),
-            Some(text) => Stream::steps(text) * layers as u64,
+            Some(text) if context.measure.gradients => Backward::steps(model, text, context.place),
+            Some(text) => Stream::steps(text, context.place) * layers as u64,
         }
     }
 
@@ -43,10 +43,10 @@ impl<'a> Statistics<'a> {
     ) -> Result<Self> {
         let Some(text) = text else { return Ok(Self::None) };
         if !context.measure.gradients {
-            return Ok(Self::Forward(Stream::new(model, text, context.device)?));
+            return Ok(Self::Forward(Stream::new(model, text, context.place)?));
         }
         let keep = Keep { memory: context.activation_memory, folder: folder.to_owned() };
-        let backward = Backward::new(model, text, context.device, &keep, context.progress)?;
+        let backward = Backward::new(model, text, context.place, &keep, context.progress)?;
         Ok(Self::Backward(backward))
     }
 
@@ -69,7 +69,7 @@ impl<'a> Statistics<'a> {
     /// Runs the next block and returns the statistics of `sites`, which are its own.
     pub(super) fn of_layer(&mut self, sites: &[&Site], context: Context<'_>) -> Result<UnitStats> {
         let progress: &dyn Progress = context.progress;
-        let mut moments = LayerMoments::for_sites(sites, context.device)?;
+        let mut moments = LayerMoments::for_sites(sites, context.device())?;
         let gradients = match self {
             Self::None => return Ok(UnitStats::new()),
             Self::Forward(stream) if sites.is_empty() => {

@@ -8,7 +8,8 @@ use rayon::current_num_threads;
 use serde::{Deserialize, Serialize};
 
 use crate::arch::{Site, SourceModel, Storage};
-use crate::measure::{Activations, LayerMoments, ROWS_PER_HEAD, TOKENS_PER_CHUNK};
+use crate::measure::{Activations, LayerMoments, Place, ROWS_PER_HEAD};
+use crate::ops::VOCABULARY_TILE;
 use crate::passes::break_even;
 
 const F32: usize = size_of::<f32>();
@@ -76,8 +77,7 @@ pub fn forecast(model: &SourceModel, measuring: Option<Measuring>) -> Forecast {
     let largest =
         |measure: &dyn Fn(&[&Site]) -> u64| layers.iter().map(|l| measure(l)).max().unwrap_or(0);
     let tokens = measuring.windows * measuring.window;
-    let chunk =
-        ((TOKENS_PER_CHUNK / measuring.window.max(1)).max(1) * measuring.window).min(tokens);
+    let chunk = Place::cpu().chunk_tokens(measuring.window).min(tokens);
     let threads = current_num_threads().min(tokens.div_ceil(chunk.max(1))).max(1);
     forecast.block_weights = largest(&|sites| {
         bytes(sites.iter().map(|site| site.parameters(&Storage::Dense)).sum(), F32)
@@ -88,6 +88,7 @@ pub fn forecast(model: &SourceModel, measuring: Option<Measuring>) -> Forecast {
     // gate, up, their product; the stream, its norm and what the block adds.
     forecast.forward = bytes(threads * chunk * (3 * widest + 3 * spec.hidden), F32);
     let rows = ROWS_PER_HEAD.min(chunk);
+    let tile = spec.vocab.min(VOCABULARY_TILE);
     forecast.head = bytes(spec.vocab * spec.hidden, F32);
     if measuring.gradients {
         let places = spec.layers.len() + 1;
@@ -100,7 +101,7 @@ pub fn forecast(model: &SourceModel, measuring: Option<Measuring>) -> Forecast {
             bytes(chunk * dense.map(|site| site.out_features).sum::<usize>(), F32)
         });
         forecast.backward = 2 * outputs + bytes(chunk * (widest + 3 * spec.hidden), F32);
-        forecast.head += bytes(threads * (2 * rows * spec.vocab + 2 * chunk * spec.hidden), F32);
+        forecast.head += bytes(threads * (2 * rows * tile + 2 * chunk * spec.hidden), F32);
     } else {
         forecast.kept_activations = Activations::bytes_for(1, tokens, spec.hidden);
         forecast.head = 0;

@@ -8,6 +8,19 @@
 use bantam::error::Error;
 use candle_core::{DType, Device, Tensor};
 
+/// Whether this is the suite that runs on a GPU: `tests/cuda.rs` takes in what others are made of.
+pub(crate) const ON_GPU: bool = matches!(env!("CARGO_CRATE_NAME").as_bytes(), b"cuda");
+
+/// Where the tensors of a test are.
+pub(crate) fn device() -> Device {
+    static DEVICE: std::sync::OnceLock<Device> = std::sync::OnceLock::new();
+    let open = || match ON_GPU {
+        true => bantam::ops::gpu().expect("a GPU, or scripts/emulate.sh"),
+        false => Device::Cpu,
+    };
+    DEVICE.get_or_init(open).clone()
+}
+
 /// SplitMix64; the same numbers on every machine.
 pub(crate) struct Random(pub(crate) u64);
 
@@ -31,7 +44,7 @@ impl Random {
 }
 
 pub(crate) fn tensor(values: &[f32], shape: &[usize]) -> Tensor {
-    Tensor::from_slice(values, shape, &Device::Cpu).unwrap()
+    Tensor::from_slice(values, shape, &device()).unwrap()
 }
 
 pub(crate) fn values(t: &Tensor) -> Vec<f32> {
@@ -41,6 +54,20 @@ pub(crate) fn values(t: &Tensor) -> Vec<f32> {
 
 pub(crate) fn bits(t: &Tensor) -> Vec<u32> {
     values(t).into_iter().map(f32::to_bits).collect()
+}
+
+/// The same values, to the bit. On a GPU the order of sums within a row follows its alignment, and few
+/// ulps with it.
+#[track_caller]
+pub(crate) fn assert_same(found: &Tensor, expected: &Tensor) {
+    if !ON_GPU {
+        assert!(bits(found) == bits(expected), "other bits");
+        return;
+    }
+    let exact: Vec<f64> = values(expected).into_iter().map(f64::from).collect();
+    let range = exact.iter().fold(0.0_f64, |m, v| m.max(v.abs()));
+    let error = max_error(values(found), &exact);
+    assert!(error <= 2e-6 * range, "off by {error:e} of {range:e}");
 }
 
 pub(crate) fn max_error(found: impl IntoIterator<Item = f32>, exact: &[f64]) -> f64 {
@@ -83,7 +110,7 @@ pub(crate) fn assert_refused<T: std::fmt::Debug>(result: Result<T, Error>, parts
 }
 
 pub(crate) fn zeros(shape: &[usize]) -> Tensor {
-    Tensor::zeros(shape, DType::F64, &Device::Cpu).unwrap()
+    Tensor::zeros(shape, DType::F64, &device()).unwrap()
 }
 
 pub(crate) fn values_f64(t: &Tensor) -> Vec<f64> {

@@ -10,7 +10,7 @@
 //! keys of one text: it goes through the query heads that share it and their tiles in order, so the
 //! sums over queries have one order whatever the number of threads.
 
-use candle_core::{CpuStorage, CustomOp3, Layout, Shape, Storage, Tensor};
+use candle_core::{CpuStorage, CudaStorage, CustomOp3, Layout, Shape, Storage, Tensor};
 use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par};
 use rayon::prelude::*;
@@ -93,6 +93,23 @@ impl CustomOp3 for Gradient {
             group.gradients(self.attention, dq, dk, dv);
         });
         Ok((CpuStorage::F32(all), shape))
+    }
+
+    fn cuda_fwd(
+        &self,
+        q: &CudaStorage,
+        q_layout: &Layout,
+        k: &CudaStorage,
+        k_layout: &Layout,
+        v: &CudaStorage,
+        v_layout: &Layout,
+    ) -> candle_core::Result<(CudaStorage, Shape)> {
+        let (dy, dy_layout) = self.dy.storage_and_layout();
+        let Storage::Cuda(dy) = &*dy else {
+            return Err(candle_core::Error::Msg("dy is on another device".into()));
+        };
+        let (q, k, v) = ((q, q_layout), (k, k_layout), (v, v_layout));
+        self.attention.launch_gradient(q, k, v, (dy, dy_layout))
     }
 }
 

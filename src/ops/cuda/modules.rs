@@ -1,0 +1,100 @@
+//! The compiled kernels: embedded where the build had an nvcc, else compiled by NVRTC on first use and
+//! kept in the user's cache folder.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use candle_core::cuda_backend::WrapErr;
+use candle_core::cuda_backend::cudarc::driver::{CudaContext, CudaFunction, CudaModule};
+use candle_core::cuda_backend::cudarc::nvrtc::{CompileOptions, Ptx, compile_ptx_with_opts};
+use candle_core::{CudaDevice, Error, Result};
+
+use crate::digest::Digest;
+
+/// Dynamic shared memory a kernel may use without asking for more.
+pub(super) const SHARED_WITHOUT_ASKING: u32 = 48 * 1024;
+
+/// A file of `kernels/`.
+struct Module {
+    name: &'static str,
+    /// Our headers are in their places.
+    source: &'static str,
+    /// A fatbin; empty where the build had no nvcc.
+    binary: &'static [u8],
+}
+
+include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
+
+/// Kernel `kernel` of `kernels/<module>.cu` on `device`.
+pub(super) fn function(device: &CudaDevice, module: &str, kernel: &str) -> Result<CudaFunction> {
+    type Loaded = HashMap<(usize, String), CudaFunction>;
+    static LOADED: Mutex<Option<Loaded>> = Mutex::new(None);
+    let stream = device.cuda_stream();
+    let context = stream.context();
+    // The functions below keep their context alive, so its address is its own.
+    let key = (Arc::as_ptr(context) as usize, format!("{module}/{kernel}"));
+    let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
+    let loaded = loaded.get_or_insert_default();
+    if let Some(function) = loaded.get(&key) {
+        return Ok(function.clone());
+    }
+    let function = load(context, module)?.load_function(kernel).w()?;
+    loaded.insert(key, function.clone());
+    Ok(function)
+}
+
+fn load(context: &Arc<CudaContext>, name: &str) -> Result<Arc<CudaModule>> {
+    let module = MODULES
+        .iter()
+        .find(|module| module.name == name)
+        .ok_or_else(|| Error::Msg(format!("there is no kernels/{name}.cu")))?;
+    let image = match module.binary {
+        [] => compiled(context, module)?,
+        binary => Ptx::from_binary(binary.to_vec()),
+    };
+    context.load_module(image).w()
+}
+
+/// PTX of `module` for the device at hand, from the cache where it is there.
+fn compiled(context: &CudaContext, module: &Module) -> Result<Ptx> {
+    let (major, minor) = context.compute_capability().w()?;
+    let arch = format!("compute_{major}{minor}");
+    let mut hash = Digest::default();
+    hash.update(module.source.as_bytes());
+    hash.update(arch.as_bytes());
+    // What compiles for a device that is emulated makes nothing for a real one.
+    hash.update(context.name().w()?.as_bytes());
+    let cache = cache_folder();
+    let file = cache.as_ref().map(|dir| dir.join(format!("{}-{}.ptx", module.name, hash.hex())));
+    if let Some(ptx) = file.as_ref().and_then(|file| std::fs::read_to_string(file).ok()) {
+        return Ok(Ptx::from_src(ptx));
+    }
+    let ptx = compile_ptx_with_opts(module.source, options(&arch))
+        .map_err(|e| Error::Msg(format!("NVRTC refused kernels/{}.cu: {e:?}", module.name)))?;
+    // The cache saves a second next time; whether it can be written is not this run's concern.
+    if let (Some(folder), Some(file)) = (cache, file) {
+        let temporary = file.with_extension(std::process::id().to_string());
+        let _ = std::fs::create_dir_all(folder)
+            .and_then(|()| std::fs::write(&temporary, ptx.to_src()))
+            .and_then(|()| std::fs::rename(&temporary, &file));
+    }
+    Ok(ptx)
+}
+
+/// cudarc knows its own list of architectures as constants only, so the option is given as text.
+fn options(arch: &str) -> CompileOptions {
+    let roots = cuda_lazy::folders().iter().filter_map(|folder| folder.parent());
+    let headers = roots.map(|root| root.join("include")).find(|d| d.join("cuda_bf16.h").exists());
+    CompileOptions {
+        include_paths: headers.iter().map(|folder| folder.display().to_string()).collect(),
+        options: vec![format!("--gpu-architecture={arch}"), "--std=c++17".into()],
+        ..CompileOptions::default()
+    }
+}
+
+fn cache_folder() -> Option<PathBuf> {
+    let xdg = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
+    let home = || Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache"));
+    Some(xdg.or_else(home)?.join("bantam/kernels"))
+}

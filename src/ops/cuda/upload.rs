@@ -1,0 +1,87 @@
+//! Weights on their way to the device: through pinned memory, on a stream of their own, so that one
+//! block is copied while another computes.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use candle_core::cuda_backend::WrapErr;
+use candle_core::cuda_backend::cudarc::driver::{
+    CudaContext, CudaSlice, CudaStream, DevicePtrMut, DeviceRepr, HostSlice, PinnedHostSlice,
+    result,
+};
+use candle_core::{CudaDevice, CudaStorage, DType, Error, Result};
+use half::bf16;
+
+/// Bytes of one pinned buffer: large enough for the full bandwidth of the bus.
+const BUFFER: usize = 16 << 20;
+
+/// The stream of one device, and the buffers that are filled in turn: one while the other is copied.
+struct Uploader {
+    stream: Arc<CudaStream>,
+    buffers: [PinnedHostSlice<u8>; 2],
+    next: usize,
+}
+
+/// Copies little-endian `bytes` of `dtype`, f32 or bf16, to `device`.
+pub(in crate::ops) fn upload(
+    bytes: &[u8],
+    dtype: DType,
+    device: &CudaDevice,
+) -> Result<CudaStorage> {
+    static UPLOADERS: Mutex<Option<HashMap<usize, Uploader>>> = Mutex::new(None);
+    let mut uploaders = UPLOADERS.lock().unwrap_or_else(PoisonError::into_inner);
+    let uploaders = uploaders.get_or_insert_default();
+    let compute = device.cuda_stream();
+    let context = compute.context();
+    let key = Arc::as_ptr(context) as usize;
+    let uploader = match uploaders.entry(key) {
+        Entry::Occupied(entry) => entry.into_mut(),
+        Entry::Vacant(entry) => entry.insert(Uploader::new(context)?),
+    };
+    match dtype {
+        DType::F32 => {
+            Ok(CudaStorage::wrap_cuda_slice(uploader.copy::<f32>(bytes)?, device.clone()))
+        }
+        DType::BF16 => {
+            Ok(CudaStorage::wrap_cuda_slice(uploader.copy::<bf16>(bytes)?, device.clone()))
+        }
+        _ => Err(Error::Msg(format!("upload: {dtype:?} is neither f32 nor bf16"))),
+    }
+}
+
+#[expect(unsafe_code, reason = "memory that is filled before it is read, and copies that run on")]
+impl Uploader {
+    fn new(context: &Arc<CudaContext>) -> Result<Self> {
+        let buffer = || {
+            // SAFETY: nothing reads a buffer before it was written to.
+            unsafe { context.alloc_pinned::<u8>(BUFFER) }.w()
+        };
+        Ok(Self { stream: context.new_stream().w()?, buffers: [buffer()?, buffer()?], next: 0 })
+    }
+
+    /// A new slice that holds `bytes`. It belongs to this stream; whoever uses it on another is made
+    /// to wait for the copies by the events that cudarc keeps with it.
+    fn copy<T: DeviceRepr>(&mut self, bytes: &[u8]) -> Result<CudaSlice<T>> {
+        let elements = bytes.len() / size_of::<T>();
+        // SAFETY: all of it is written below.
+        let mut slice = unsafe { self.stream.alloc::<T>(elements.max(1)) }.w()?;
+        let (mut target, written) = slice.device_ptr_mut(&self.stream);
+        for piece in bytes.chunks(BUFFER) {
+            let buffer = &mut self.buffers[self.next];
+            self.next = 1 - self.next;
+            // Waits until the copy out of this buffer that was queued before is done.
+            buffer.as_mut_slice().w()?[..piece.len()].copy_from_slice(piece);
+            // SAFETY: the guard records on the buffer that it is in use until the copy is done; the
+            // target covers the piece, as `elements` counts all bytes.
+            unsafe {
+                let (filled, _in_use) = buffer.stream_synced_slice(&self.stream);
+                let stream = self.stream.cu_stream();
+                result::memcpy_htod_async(target, &filled[..piece.len()], stream).w()?;
+            }
+            target += piece.len() as u64;
+        }
+        drop(written);
+        Ok(slice)
+    }
+}
