@@ -312,7 +312,7 @@ fn the_way_back_shows_an_observer_what_the_way_there_does() {
         let sites: Vec<&Site> = model.layer_sites(layer).collect();
         let mut moments = LayerMoments::for_sites(&sites, &DEVICE).unwrap();
         stream.advance(&mut moments, &Silent).unwrap();
-        there.push(moments.into_stats(&sites, None));
+        there.push(moments.into_stats(&sites, None).unwrap());
     }
     for (expected, layer) in expected.iter().zip((0..layers).rev()) {
         assert_eq!(pass.next_layer(), Some(layer));
@@ -320,7 +320,7 @@ fn the_way_back_shows_an_observer_what_the_way_there_does() {
         let mut moments = LayerMoments::for_sites(&sites, &DEVICE).unwrap();
         let gradients = pass.retreat(&mut moments, &Silent).unwrap();
         assert!(gradients == *expected, "block {layer}: an observer changes the gradients");
-        let back = moments.into_stats(&sites, None);
+        let back = moments.into_stats(&sites, None).unwrap();
         assert!(there[layer].keys().eq(back.keys()));
         for (name, back) in &back {
             let there = &there[layer][name];

@@ -6,7 +6,7 @@ use std::time::Instant;
 use serde_json::json;
 
 use super::args::{self, CalibrationArgs, MethodArgs, ModelArg, ReportArgs, TargetArgs};
-use super::compute::ComputeArgs;
+use super::compute::{ComputeArgs, measuring_pass};
 use super::console::Console;
 use super::job::{JobArgs, existing_parent};
 use super::plan::describe;
@@ -15,7 +15,6 @@ use crate::arch::SourceModel;
 use crate::checkpoint::{ModelWriter, TensorInfo, WriteOptions};
 use crate::error::{Error, Result};
 use crate::job::Job;
-use crate::measure::PassKind;
 use crate::passes::{Needs, Repairs};
 use crate::pipeline::{CalibrationText, Context, Request, analyse, apply, draw_plan};
 use crate::plan::{Plan, Rule};
@@ -122,7 +121,7 @@ pub(super) fn run(args: &Args, console: &Console) -> Result<()> {
     };
     let text = args.calibration.read(&model, console)?;
     let windows = args.calibration.shape(&model)?;
-    let pass = PassKind { gradients: measure.gradients, moments: true };
+    let pass = measuring_pass(&model, measure.gradients);
     let place = args.compute.place(&model, windows.1, pass, console)?;
     let context = Context {
         passes: &passes,

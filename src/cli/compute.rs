@@ -9,7 +9,7 @@ use crate::arch::SourceModel;
 use crate::error::{Error, Result};
 use crate::measure::{PassKind, Place};
 use crate::ops;
-use crate::plan::format_size;
+use crate::plan::{format_size, largest_decomposition};
 
 /// The device.
 #[derive(Debug, Args)]
@@ -76,4 +76,9 @@ impl ComputeArgs {
         ));
         Ok(place)
     }
+}
+
+/// What a pass takes that measures for compressor passes.
+pub(super) fn measuring_pass(model: &SourceModel, gradients: bool) -> PassKind {
+    PassKind { gradients, moments: true, decomposition: largest_decomposition(model) }
 }

@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::args::{ACTIVATION_MEMORY, ReportArgs, fraction, passes, windows_of_text};
 use super::compress::{Choices, compress, refuse_early};
-use super::compute::ComputeArgs;
+use super::compute::{ComputeArgs, measuring_pass};
 use super::console::Console;
 use super::report::{exact_size, peak_rss_bytes, peak_text, perplexity_text};
 use super::table::Table;
@@ -16,7 +16,7 @@ use crate::checkpoint::WriteOptions;
 use crate::error::{Error, Result};
 use crate::eval::{Perplexity, perplexity};
 use crate::job::Job;
-use crate::measure::{Draw, MeasureOptions, PassKind};
+use crate::measure::{Draw, MeasureOptions};
 use crate::passes::Method;
 use crate::pipeline::{Context, Request};
 use crate::plan::{Rule, Target};
@@ -83,7 +83,7 @@ pub(super) fn run(args: &Args, console: &Console) -> Result<()> {
     let test = windows_of_text(&model, &[test_file], WINDOW, None, Draw::FromStart)?;
     let text =
         windows_of_text(&model, &[calibration_file], WINDOW, Some(WINDOWS), Draw::FromStart)?;
-    let pass = PassKind { gradients: true, moments: true };
+    let pass = measuring_pass(&model, true);
     let place = args.compute.place(&model, WINDOW, pass, console)?;
     let before = perplexity(&model, &test.windows, &place, console)?;
 

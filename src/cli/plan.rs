@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use super::args::{CalibrationArgs, MethodArgs, ModelArg, ReportArgs, TargetArgs};
-use super::compute::ComputeArgs;
+use super::compute::{ComputeArgs, measuring_pass};
 use super::console::Console;
 use super::job::{JobArgs, keep_out_of_model};
 use super::report::exact_size;
@@ -12,7 +12,7 @@ use super::table::Table;
 use crate::arch::{Role, Storage};
 use crate::atomic;
 use crate::error::{Error, Result};
-use crate::measure::{PassKind, Place};
+use crate::measure::Place;
 use crate::pipeline::{Context, analyse, draw_plan};
 use crate::plan::{LossBasis, Plan, PlannedUnit, format_size};
 
@@ -63,7 +63,7 @@ pub(super) fn run(args: &Args, console: &Console) -> Result<()> {
         (args.method.passes(&args.target), args.method.measure_options(&args.target));
     let windows = args.calibration.shape(&model)?;
     let measured = args.measure || args.calibration.given();
-    let pass = PassKind { gradients: measure.gradients, moments: true };
+    let pass = measuring_pass(&model, measure.gradients);
     let place = match measured {
         true => args.compute.place(&model, windows.1, pass, console)?,
         false => Place::cpu(),

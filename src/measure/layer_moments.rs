@@ -5,15 +5,17 @@
 //! gives a low-rank pass what it needs: `C = W G Wᵀ`.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::sync::Arc;
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 
 use super::gradient_moments::GradientMoments;
 use super::second_moment::SecondMoment;
 use crate::arch::{Port, Site};
 use crate::error::Result;
 use crate::model::{Half, Observer};
+use crate::ops;
 
 /// Which activation of a linear was measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,11 +58,26 @@ pub struct LayerMoments {
     residuals: Option<BTreeMap<Half, Energies>>,
 }
 
-/// Sums of squares of what a half added and of the stream after it.
-#[derive(Debug, Clone, Copy, Default)]
+/// Sums of squares of what a half added and of the stream after it, by channel: `[hidden]` f64 each,
+/// where the activations are.
+#[derive(Debug)]
 struct Energies {
-    added: f64,
-    stream: f64,
+    added: Tensor,
+    stream: Tensor,
+}
+
+impl Energies {
+    fn of(x: &Tensor) -> Result<Self> {
+        let zeros = || Tensor::zeros(x.dim(1)?, DType::F64, x.device());
+        Ok(Self { added: zeros()?, stream: zeros()? })
+    }
+
+    /// The energy added as a share of the stream's.
+    fn share(&self) -> Result<f64> {
+        let total = |sums: &Tensor| sums.sum_all()?.to_scalar::<f64>();
+        let (added, stream) = (total(&self.added)?, total(&self.stream)?);
+        Ok(if stream > 0.0 { added / stream } else { 0.0 })
+    }
 }
 
 impl LayerMoments {
@@ -103,22 +120,28 @@ impl LayerMoments {
 
     /// The moments per site name; sites whose port saw no token (an expert nobody chose) are absent.
     /// With `gradients`, outputs count by them.
+    ///
+    /// # Errors
+    /// Only the tensor engine's.
     pub fn into_stats(
         self,
         sites: &[&Site],
         gradients: Option<&GradientMoments>,
-    ) -> BTreeMap<String, SiteStats> {
+    ) -> Result<BTreeMap<String, SiteStats>> {
         let share = |(key, moment)| (key, Arc::new(moment));
         let inputs: BTreeMap<Port, _> = self.inputs.into_iter().map(share).collect();
         let mut outputs = self.outputs;
         let residuals = self.residuals.unwrap_or_default();
+        let shares: BTreeMap<Half, f64> = residuals
+            .into_iter()
+            .map(|(half, energies)| Ok((half, energies.share()?)))
+            .collect::<Result<_>>()?;
         let stats = sites.iter().filter_map(|site| {
             let importance = match gradients {
                 Some(gradients) => Importance::Channels(gradients.get(&site.name)?.per_token()),
                 None => {
-                    let Energies { added, stream } =
-                        residuals.get(&Half::of(site.role)).copied().unwrap_or_default();
-                    Importance::Share(if stream > 0.0 { added / stream } else { 0.0 })
+                    let share = shares.get(&Half::of(site.role)).copied();
+                    Importance::Share(share.unwrap_or(0.0))
                 }
             };
             let found = match outputs.remove(&site.name) {
@@ -133,7 +156,7 @@ impl LayerMoments {
             };
             (found.moment.tokens() > 0).then(|| (site.name.clone(), found))
         });
-        stats.collect()
+        Ok(stats.collect())
     }
 }
 
@@ -148,16 +171,13 @@ impl Observer for LayerMoments {
 
     fn residual(&mut self, half: Half, added: &Tensor, stream: &Tensor) -> Result<()> {
         let Some(residuals) = &mut self.residuals else { return Ok(()) };
-        let energies = residuals.entry(half).or_default();
-        energies.added += energy(added)?;
-        energies.stream += energy(stream)?;
-        Ok(())
+        let energies = match residuals.entry(half) {
+            Entry::Occupied(entry) => entry.into_mut(),
+            Entry::Vacant(entry) => entry.insert(Energies::of(added)?),
+        };
+        ops::column_squares(&energies.added, added)?;
+        ops::column_squares(&energies.stream, stream)
     }
-}
-
-/// Sum of squares of one chunk.
-fn energy(x: &Tensor) -> Result<f64> {
-    Ok(f64::from(x.sqr()?.sum_all()?.to_scalar::<f32>()?))
 }
 
 /// The sites that read each port.

@@ -19,7 +19,7 @@ pub use activations::{Activations, Keep};
 pub use backward::Backward;
 pub use gradient_moments::{GradientMoment, GradientMoments};
 pub use layer_moments::{Importance, LayerMoments, Side, SiteStats};
-pub use place::{CPU_CHUNK, DeviceNeeds, PassKind, Place, device_needs};
+pub use place::{CPU_CHUNK, DeviceNeeds, OVERHEAD, PassKind, Place, device_needs};
 pub use second_moment::SecondMoment;
 pub use stream::Stream;
 pub(crate) use sweep::ROWS_PER_HEAD;

@@ -9,7 +9,7 @@ use candle_core::{DType, Device};
 
 use super::layer_moments::LayerMoments;
 use super::sweep::ROWS_PER_HEAD;
-use crate::arch::{Site, SourceModel};
+use crate::arch::{MlpSpec, Site, SourceModel};
 use crate::checkpoint::Dtype;
 use crate::error::{Error, Result};
 use crate::ops::VOCABULARY_TILE;
@@ -23,7 +23,7 @@ pub const CPU_CHUNK: usize = 1024;
 const GPU_CHUNK: usize = 4096;
 
 /// Device memory that the driver, its libraries and their workspaces take.
-const OVERHEAD: u64 = 600 << 20;
+pub const OVERHEAD: u64 = 600 << 20;
 
 /// What one pass needs of a device, bytes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -112,6 +112,8 @@ pub struct PassKind {
     pub gradients: bool,
     /// Second moments of activations.
     pub moments: bool,
+    /// Bytes that the largest decomposition of what was measured takes.
+    pub decomposition: u64,
 }
 
 fn whole_windows(chunk: usize, length: usize) -> usize {
@@ -132,30 +134,55 @@ pub fn device_needs(model: &SourceModel, chunk: usize, pass: PassKind) -> Device
         true => layers.iter().map(|sites| LayerMoments::bytes_for(sites)).max().unwrap_or(0),
         false => 0,
     };
-    let dense = |sites: &[&Site]| -> usize {
-        let dense = sites.iter().filter(|site| !site.role.is_expert());
-        dense.map(|site| site.out_features).sum()
-    };
-    let widest = model.sites.iter().map(|site| site.out_features.max(site.in_features)).max();
-    let widest = widest.unwrap_or(0);
-    // gate, up and their product, what is rounded to bf16 of it; the stream, its norm, what is added.
-    let forward = f32s(chunk * (3 * widest + 4 * spec.hidden)) + (chunk * widest * 2) as u64;
-    let backward = match pass.gradients {
-        // Outputs of all linears and what is made of them stay for the way back.
-        true => {
-            let outputs = layers.iter().map(|sites| dense(sites)).max().unwrap_or(0);
-            f32s(chunk * (2 * outputs + widest + 3 * spec.hidden))
-        }
-        false => 0,
-    };
+    let mlps: Vec<Mlp> = spec.layers.iter().map(|layer| Mlp::of(&layer.mlp, spec.hidden)).collect();
+    let largest = |values: fn(&Mlp) -> usize| mlps.iter().map(values).max().unwrap_or(0);
+    let a = &spec.attention;
+    let heads = (a.heads + 2 * a.kv_heads) * a.head_dim;
+    // The stream, and either its norm, the heads before and after they are turned and mixed, or the
+    // stream between the halves, its norm, and what the MLP makes of that.
+    let in_attention = 2 * spec.hidden + heads + 2 * a.heads * a.head_dim;
+    let in_mlp = 3 * spec.hidden + largest(|mlp| mlp.forward);
+    let forward = f32s(chunk * in_attention.max(in_mlp));
+    // Outputs of all linears and what is made of them stay for the way back.
+    let kept = 2 * (heads + 2 * spec.hidden) + 3 * spec.hidden;
+    let backward = f32s(chunk * (kept + largest(|mlp| mlp.backward)));
     let tile = VOCABULARY_TILE.min(spec.vocab);
     let rows = ROWS_PER_HEAD.min(chunk);
-    let head_weight = (spec.vocab * spec.hidden) as u64 * head_width(model);
-    let logits = f32s(rows * (2 * tile + 3 * spec.hidden) + 2 * chunk * spec.hidden);
-    let head = head_weight + logits + if pass.gradients { f32s(rows * tile) } else { 0 };
-    let activations = forward.max(backward);
-    let peak = OVERHEAD + (blocks + statistics + activations).max(head);
+    // Logits; their gradient and what is rounded of it.
+    let tiles = if pass.gradients { 5 * tile / 2 } else { tile };
+    let logits = f32s(rows * (tiles + 3 * spec.hidden) + 2 * chunk * spec.hidden);
+    let head = (spec.vocab * spec.hidden) as u64 * head_width(model) + logits;
+    let activations = if pass.gradients { backward } else { forward };
+    // While a block is analysed the next one is there already.
+    let analysed = blocks / 2 + statistics + pass.decomposition;
+    let peak = OVERHEAD + (blocks + statistics + activations).max(head).max(analysed);
     DeviceNeeds { blocks, statistics, activations, head, peak }
+}
+
+/// Values per token inside an MLP at the peaks of the way forward and of the way back.
+struct Mlp {
+    forward: usize,
+    backward: usize,
+}
+
+impl Mlp {
+    fn of(mlp: &MlpSpec, hidden: usize) -> Self {
+        match *mlp {
+            // gate, up, their product; on the way back two of each kept, and around the product the
+            // gradients of what it read and made, and what autograd adds them up from.
+            MlpSpec::Gated { intermediate, .. } => {
+                Self { forward: 3 * intermediate, backward: 10 * intermediate }
+            }
+            MlpSpec::Plain { intermediate, .. } => {
+                Self { forward: 2 * intermediate, backward: 7 * intermediate }
+            }
+            // Rows of every chosen expert: routed, answered, joined; kept and gone back through alike.
+            MlpSpec::Experts { intermediate, top_k, .. } => Self {
+                forward: (3 * top_k * hidden).max(2 * top_k * hidden + 3 * intermediate),
+                backward: top_k * (3 * intermediate + 8 * hidden),
+            },
+        }
+    }
 }
 
 /// Bytes of a site's weight on a GPU.

@@ -73,26 +73,29 @@ impl Attention {
     ) -> Result<Tensor> {
         let (batch, length) = (context.batch, context.length);
         observer.input(Port::AttnIn, x)?;
-        let q = self.q.forward(x, observer)?;
-        let k = self.k.forward(x, observer)?;
-        let v = self.v.forward(x, observer)?;
-        let q = self.rotated(&q, self.heads, self.q_norm.as_ref(), context)?;
-        let k = self.rotated(&k, self.kv_heads, self.k_norm.as_ref(), context)?;
-        let v = ops::heads_first(&v.reshape((batch, length, self.kv_heads, self.head_dim))?)?;
+        let rows = self.q.forward(x, observer)?;
+        let q = self.rotated(rows, self.heads, self.q_norm.as_ref(), context)?;
+        let rows = self.k.forward(x, observer)?;
+        let k = self.rotated(rows, self.kv_heads, self.k_norm.as_ref(), context)?;
+        let rows = self.v.forward(x, observer)?;
+        let v = ops::heads_first(&rows.reshape((batch, length, self.kv_heads, self.head_dim))?)?;
+        drop(rows);
         let (k, v) = match cache {
             Some(cache) => cache.extend(k, v)?,
             None => (k, v),
         };
         let mixed = ops::causal_attention(&q, &k, &v, self.scores, context.first, self.window)?;
+        drop((q, k, v));
         observer.input(Port::AttnOut, &mixed)?;
         self.o.forward(&mixed, observer)
     }
 
     /// Projected rows to `[batch, heads, length, head_dim]`, normed where the family norms, rotated
     /// as far as it rotates.
+    #[expect(clippy::needless_pass_by_value, reason = "the rows go when they are turned")]
     fn rotated(
         &self,
-        rows: &Tensor,
+        rows: Tensor,
         heads: usize,
         norm: Option<&Norm>,
         context: &BlockContext<'_>,

@@ -84,13 +84,19 @@ impl Block {
         cache: Option<&mut KvCache>,
         observer: &mut dyn Observer,
     ) -> Result<Tensor> {
-        let normed = self.attention_norm.forward(x)?;
-        let added = self.attention.forward(&normed, context, cache, observer)?;
-        let added = post_normed(added, self.attention_post_norm.as_ref())?;
-        let between = ops::add(x, &added)?;
-        observer.residual(Half::Attention, &added, &between)?;
+        // Nothing outlives its half but the stream: activations are what limits a chunk.
+        let between = {
+            let normed = self.attention_norm.forward(x)?;
+            let added = self.attention.forward(&normed, context, cache, observer)?;
+            drop(normed);
+            let added = post_normed(added, self.attention_post_norm.as_ref())?;
+            let between = ops::add(x, &added)?;
+            observer.residual(Half::Attention, &added, &between)?;
+            between
+        };
         let normed = self.mlp_norm.forward(if self.parallel { x } else { &between })?;
         let added = self.mlp.forward(&normed, observer)?;
+        drop(normed);
         let added = post_normed(added, self.mlp_post_norm.as_ref())?;
         let x = ops::add(&between, &added)?;
         observer.residual(Half::Mlp, &added, &x)?;

@@ -62,6 +62,7 @@ impl Gated {
             Activation::Silu => ops::silu_mul(&gate, &up)?,
             Activation::Gelu(form) => ops::gelu_mul(&gate, &up, form)?,
         };
+        drop((gate, up));
         observer.input(hidden, &h)?;
         self.down.forward(&h, observer)
     }

@@ -88,6 +88,6 @@ impl<'a> Statistics<'a> {
                 Some(backward.retreat(&mut moments, progress)?)
             }
         };
-        Ok(moments.into_stats(sites, gradients.as_ref()))
+        moments.into_stats(sites, gradients.as_ref())
     }
 }

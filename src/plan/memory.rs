@@ -64,10 +64,8 @@ pub struct Measuring {
 pub fn forecast(model: &SourceModel, measuring: Option<Measuring>) -> Forecast {
     let spec = &model.spec;
     let bytes = |values: usize, width: usize| (values * width) as u64;
-    let mut forecast = Forecast {
-        decomposition: model.sites.iter().map(decomposition_bytes).max().unwrap_or(0),
-        ..Forecast::default()
-    };
+    let mut forecast =
+        Forecast { decomposition: largest_decomposition(model), ..Forecast::default() };
     let Some(measuring) = measuring else {
         forecast.peak = PROGRAM + forecast.decomposition;
         return forecast;
@@ -116,6 +114,11 @@ pub fn forecast(model: &SourceModel, measuring: Option<Measuring>) -> Forecast {
     let always = PROGRAM + forecast.text + forecast.kept_activations;
     forecast.peak = always + phases.into_iter().max().unwrap_or(0);
     forecast
+}
+
+/// Bytes of workspace of the largest decomposition of a site of `model`.
+pub fn largest_decomposition(model: &SourceModel) -> u64 {
+    model.sites.iter().map(decomposition_bytes).max().unwrap_or(0)
 }
 
 /// In f64: the weight, the product with the root of the moment, what spans the directions, its

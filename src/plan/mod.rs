@@ -8,7 +8,7 @@ mod plan_file;
 mod target;
 
 pub use allocator::{Allocation, allocate};
-pub use memory::{Forecast, Measuring, forecast};
+pub use memory::{Forecast, Measuring, forecast, largest_decomposition};
 pub use offer::{Offer, efficient};
 pub(crate) use output::{choices, fused_output, groups, output_tensors};
 pub use plan_file::{Calibration, LossBasis, ModelId, Plan, PlannedUnit, Rule};

@@ -1,0 +1,89 @@
+//! Device memory that is taken against what was forecast, byte by byte as the emulated driver counts
+//! it. On a GPU `benches/gpu.rs` measures the same from outside.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a test may panic and say what it saw"
+)]
+
+#[path = "support/cli.rs"]
+mod cli;
+
+use std::path::Path;
+
+use bantam::arch::SourceModel;
+use bantam::measure::{OVERHEAD, PassKind, device_needs};
+use bantam::plan::largest_decomposition;
+use cli::bantam;
+
+const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures");
+
+/// Bytes taken at the peak by `verb` of `model` over `windows` of `window` tokens.
+fn taken(verb: &str, model: &Path, windows: usize, window: usize, memory: u64) -> u64 {
+    let folder = tempfile::tempdir().unwrap();
+    let log = folder.path().join("peak");
+    let (verb, options) = verb.split_once(' ').unwrap_or((verb, ""));
+    let text = format!("{FIXTURES}/pycode.calib.txt");
+    let run = bantam(verb).arg(model).args(options).arg("--text").arg(text);
+    let run = run.args(&format!("--windows {windows} --window {window} --compute cuda --json"));
+    let run = run.args(&format!("--device-memory {memory}"));
+    let run = match verb {
+        "compress" => run.arg("-o").arg(folder.path().join("out")),
+        _ => run,
+    };
+    run.env("EMU_MEMORY_LOG", &log).run().ok();
+    let peak = std::fs::read_to_string(log);
+    peak.expect("the emulated driver counts: scripts/emulate.sh").trim().parse().unwrap()
+}
+
+#[test]
+fn what_is_taken_is_what_was_forecast() {
+    let pass = |gradients, moments| PassKind { gradients, moments, decomposition: 0 };
+    for (verb, name, pass) in [
+        ("eval", "pycode-llama", pass(false, false)),
+        ("eval", "pycode-qwen3moe", pass(false, false)),
+        ("compress --keep 0.7 --no-gradients", "pycode-llama", pass(false, true)),
+        ("compress --keep 0.7", "pycode-llama", pass(true, true)),
+        ("compress --keep 0.97", "pycode-qwen3moe", pass(true, true)),
+    ] {
+        for (windows, window) in [(4, 64), (3, 200)] {
+            let folder = Path::new(FIXTURES).join(name);
+            let model = SourceModel::open(&folder).unwrap();
+            let decomposition = if pass.moments { largest_decomposition(&model) } else { 0 };
+            let pass = PassKind { decomposition, ..pass };
+            let needs = device_needs(&model, windows * window, pass);
+            let taken = taken(verb, &folder, windows, window, 8 << 30);
+            let forecast = needs.peak - OVERHEAD;
+            let ratio = taken as f64 / forecast as f64;
+            println!("{verb} {name} {windows} of {window}: {taken} taken, {ratio:.3} of {needs:?}");
+            // Where experts' rows are gone back through depends on which tokens chose them; what a
+            // decomposition takes is an upper bound.
+            let least = match verb {
+                "eval" => 0.95,
+                _ if pass.gradients && name.contains("moe") => 0.75,
+                _ => 0.85,
+            };
+            assert!(
+                (least..=1.05).contains(&ratio),
+                "{verb} {name} {windows} of {window}: {ratio}"
+            );
+        }
+    }
+}
+
+/// Room for the pass and for one of eight chunks of the stream: the others wait in host memory.
+#[test]
+fn a_limit_is_kept() {
+    let folder = Path::new(FIXTURES).join("pycode-llama");
+    let model = SourceModel::open(&folder).unwrap();
+    let (windows, window) = (8, 64);
+    let pass = PassKind::default();
+    // Chunks halve until they fit: room for one window at a time, and no more.
+    let limit = device_needs(&model, window, pass).peak + (100 << 10);
+    let taken = taken("eval", &folder, windows, window, limit);
+    assert!(taken <= (limit - OVERHEAD) * 105 / 100, "{taken} of {limit}");
+    let at_once = device_needs(&model, windows * window, pass).peak - OVERHEAD;
+    assert!(taken < at_once / 2, "{taken}, all at once {at_once}");
+    assert!(taken < model.checkpoint.weight_bytes(), "the model would have fitted in whole");
+}
