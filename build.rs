@@ -19,8 +19,11 @@ fn main() {
     let out = PathBuf::from(env::var("OUT_DIR").expect("cargo sets OUT_DIR"));
     let home = env::var_os("CUDA_HOME").unwrap_or_else(|| "/usr/local/cuda".into());
     let nvcc = Path::new(&home).join("bin/nvcc");
-    // A toolkit that comes or goes is a change.
-    println!("cargo:rerun-if-changed={}", nvcc.display());
+    if nvcc.exists() {
+        // A toolkit that goes is a change. One that comes is seen by scripts/cuda-toolkit.sh: to
+        // watch what does not exist is to build anew every time.
+        println!("cargo:rerun-if-changed={}", nvcc.display());
+    }
 
     let mut table = String::new();
     for file in sources() {

@@ -45,7 +45,7 @@ fn layer(checkpoint: &Checkpoint, name: &str, rank: usize, rounds: usize) -> ser
     // The smaller side, as measure chooses it; outputs are at hand in the forward pass.
     let y = x.matmul(&weight.t().unwrap()).unwrap();
     let (side, rows) = if m < n { (Side::Output, &y) } else { (Side::Input, &x) };
-    let pass = Lord::new(PassOptions { rank_multiple: 1, paper: true });
+    let pass = Lord::new(PassOptions { rank_multiple: 1, paper: true, ..PassOptions::default() });
     let weights = Weights::new(checkpoint, &device);
     let chosen = Offer { bytes: 0, expected_loss: 0.0, storages: vec![Storage::LowRank { rank }] };
     let mut least = [f64::INFINITY; 3];
@@ -58,8 +58,12 @@ fn layer(checkpoint: &Checkpoint, name: &str, rank: usize, rounds: usize) -> ser
             moment.add(&rows.narrow(0, first, count).unwrap()).unwrap();
         }
         let gram = started.elapsed().as_secs_f64();
-        let stats =
-            SiteStats { side, moment: Arc::new(moment), importance: Importance::Share(1.0) };
+        let stats = SiteStats {
+            side,
+            second: Some(Arc::new(moment)),
+            input_squares: Arc::from([]),
+            importance: Importance::Share(1.0),
+        };
         let stats = UnitStats::from([(name.to_owned(), stats)]);
         let started = Instant::now();
         let analysis = pass.analyse(&unit, &weights, &stats).unwrap();

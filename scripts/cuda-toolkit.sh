@@ -41,9 +41,9 @@ echo "installed: $nvcc ($release)"
 
 # Cargo does not see that nvcc has appeared under an unchanged CUDA_HOME, and would keep candle's
 # kernels that were left out without it. Each call cleans one profile.
-if command -v cargo >/dev/null && cd "$root" && cargo clean --quiet -p candle-kernels &&
-  cargo clean --quiet --release -p candle-kernels; then
-  echo "cleaned: candle-kernels, to be built anew with this nvcc"
+if command -v cargo >/dev/null && cd "$root" && cargo clean --quiet -p candle-kernels -p bantam &&
+  cargo clean --quiet --release -p candle-kernels -p bantam; then
+  echo "cleaned: candle-kernels and bantam, to be built anew with this nvcc"
 else
-  echo "now run: cargo clean -p candle-kernels; cargo clean --release -p candle-kernels" >&2
+  echo "now run: cargo clean -p candle-kernels -p bantam, and the same with --release" >&2
 fi

@@ -17,3 +17,5 @@ mod ops_bf16;
 mod ops_gradients;
 #[path = "ops_norms_and_gates.rs"]
 mod ops_norms_and_gates;
+#[path = "ops_stack.rs"]
+mod ops_stack;

@@ -46,6 +46,7 @@ fn compress_agrees_with_the_cpu() {
         ("pycode-llama", "--keep 0.7"),
         ("pycode-llama", "--keep 0.7 --no-gradients"),
         ("pycode-llama", "--uniform 0.6"),
+        ("pycode-llama", "--method bitstack --levels 3 --rank 4"),
         ("pycode-qwen3moe", "--keep 0.97 --method lord --method welore"),
     ] {
         let source = Path::new(FIXTURES).join(model);

@@ -69,7 +69,8 @@ impl Layer {
         let mut moment = SecondMoment::new(rows.dim(1).unwrap(), &Device::Cpu).unwrap();
         moment.add(rows).unwrap();
         let importance = Importance::Channels(self.importance.clone().into());
-        let stats = SiteStats { side, moment: Arc::new(moment), importance };
+        let (second, input_squares) = (Some(Arc::new(moment)), Arc::from([]));
+        let stats = SiteStats { side, second, input_squares, importance };
         UnitStats::from([("linear".to_owned(), stats)])
     }
 
@@ -85,7 +86,7 @@ impl Layer {
         let checkpoint = Checkpoint::open(self.folder.path()).unwrap();
         let weights = Weights::new(&checkpoint, &Device::Cpu);
         let unit = Unit { sites: vec![self.site.clone()] };
-        let pass = method.pass(PassOptions { rank_multiple: 1, paper });
+        let pass = method.pass(PassOptions { rank_multiple: 1, paper, ..PassOptions::default() });
         let analysis = pass.analyse(&unit, &weights, &self.stats(side)).unwrap();
         let offers = pass.offers(&unit, Some(&analysis)).unwrap();
         let low_rank = offers.iter().filter_map(|offer| match offer.storages[..] {

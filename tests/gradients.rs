@@ -331,7 +331,7 @@ fn the_way_back_shows_an_observer_what_the_way_there_does() {
             };
             assert_eq!(one.to_bits(), other.to_bits(), "{name}");
             let second = |stats: &bantam::measure::SiteStats| {
-                values_f64(&stats.moment.second(false, "second").unwrap())
+                values_f64(&stats.moment().unwrap().second(false, "second").unwrap())
             };
             assert!(second(there) == second(back), "{name}: other second moments");
         }

@@ -14,7 +14,7 @@ use bantam::job::Job;
 use bantam::measure::{Draw, MeasureOptions, Place, Text, Tokenizer, Windows};
 use bantam::passes::{Method, Pass, PassOptions};
 use bantam::pipeline::{CalibrationText, Context, Request, analyse, apply, draw_plan};
-use bantam::plan::Rule;
+use bantam::plan::{BlockOrder, Rule};
 use bantam::progress::Silent;
 
 fn fixtures() -> PathBuf {
@@ -50,7 +50,7 @@ fn compressed(method: Method, rule: Rule) -> f64 {
     let text = CalibrationText { windows, text_sha256, text_bytes: 0 };
     let measure = MeasureOptions { gradients: false, paper: true };
     let passes: Vec<Box<dyn Pass>> =
-        vec![method.pass(PassOptions { rank_multiple: 1, paper: true })];
+        vec![method.pass(PassOptions { rank_multiple: 1, paper: true, ..PassOptions::default() })];
     let context = Context {
         passes: &passes,
         measure,
@@ -59,7 +59,8 @@ fn compressed(method: Method, rule: Rule) -> f64 {
         place: &Place::cpu(),
         progress: &Silent,
     };
-    let request = Request { rule, rank_multiple: 1, floor: 0.0, fold: false };
+    let request =
+        Request { rule, rank_multiple: 1, floor: 0.0, fold: false, order: BlockOrder::default() };
     let folder = tempfile::tempdir().unwrap();
     let mut job = Job::temporary(folder.path()).unwrap();
     analyse(&model, Some(&text), &mut job, context).unwrap();

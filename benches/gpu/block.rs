@@ -142,13 +142,14 @@ impl<'a> Layer<'a> {
 
     /// From reading to factors of at most `rank`.
     fn lord(&self, rank: usize) -> Result<Steps> {
-        let pass = Lord::new(PassOptions { rank_multiple: 1, paper: true });
+        let pass =
+            Lord::new(PassOptions { rank_multiple: 1, paper: true, ..PassOptions::default() });
         let weights = Weights::new(&self.model.checkpoint, self.device());
         let (read, block) = self.timed(|| self.read())?;
         let (forward, stats) = self.timed(|| {
             let mut moments = self.moments()?;
             self.forward(&block, &mut moments)?;
-            Ok(moments.into_stats(&self.sites(), None)?)
+            moments.into_stats(&self.sites(), None)
         })?;
         drop(block);
         let (mut analyse, mut apply) = (Vec::new(), 0.0);

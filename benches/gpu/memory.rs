@@ -39,10 +39,11 @@ pub(crate) fn measure(bench: &mut Bench, folder: &Path) -> Result<()> {
         let mut stream = Stream::new(&model, &windows, &place)?;
         let mut moments = LayerMoments::for_sites(&sites, place.device())?;
         stream.advance(&mut moments, &Silent)?;
-        Ok(moments.into_stats(&sites, None)?)
+        moments.into_stats(&sites, None)
     })?;
     let (analysing, ()) = watched(&bench.device, || {
-        let pass = Lord::new(PassOptions { rank_multiple: 1, paper: true });
+        let pass =
+            Lord::new(PassOptions { rank_multiple: 1, paper: true, ..PassOptions::default() });
         let weights = Weights::new(&model.checkpoint, place.device());
         for site in &sites {
             let unit = Unit { sites: vec![(*site).clone()] };

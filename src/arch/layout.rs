@@ -8,7 +8,7 @@ use super::part::{Part, Rows};
 use super::site::{Port, Role, Site, Storage};
 use super::spec::{MlpSpec, ModelSpec};
 use super::{LayerSpec, SourceModel};
-use crate::checkpoint::{Checkpoint, float_width};
+use crate::checkpoint::{Checkpoint, TensorSpec, float_width};
 use crate::error::{Error, Result};
 
 /// The version of what `config.json["bantam"]` declares.
@@ -168,7 +168,14 @@ impl Finder<'_> {
             self.push(linear, Some(Part { module, rows, total, fused: !dissolved }))?;
         }
         // One tensor had one dtype, and has to have it again when the parts are folded.
-        let dtypes = |site: &Site| (site.dtype, site.bias_dtype);
+        // Stacks have no dtype of their own: what they are folded to is chosen then.
+        let is_stack = |site: &Site| matches!(site.storage, Storage::Stack { .. });
+        let weights = || self.sites[first..].iter().filter(|site| !is_stack(site));
+        let common = weights().next().map(|site| site.dtype);
+        let dtypes = |site: &Site| {
+            let dtype = if is_stack(site) { common } else { Some(site.dtype) };
+            (dtype.unwrap_or(site.dtype), site.bias_dtype)
+        };
         match self.sites[first..].iter().find(|s| dtypes(s) != dtypes(&self.sites[first])) {
             None => Ok(()),
             Some(other) => Err(Error::TensorMismatch {
@@ -188,6 +195,7 @@ impl Finder<'_> {
         let first = match storage {
             Storage::Dense => "weight",
             Storage::LowRank { .. } => "v.weight",
+            Storage::Stack { .. } => "scale",
         };
         let dtype = self.checkpoint.require(&format!("{module}.{first}"))?.dtype;
         let bias_dtype = match bias {
@@ -199,6 +207,9 @@ impl Finder<'_> {
             if bias {
                 check_tensor(self.checkpoint, &format!("{module}.bias"), &[*total])?;
             }
+        }
+        if let Storage::Stack { rank, levels } = storage {
+            check_stack(self.checkpoint, &name, rank, levels)?;
         }
         let site = Site {
             name,
@@ -214,8 +225,12 @@ impl Finder<'_> {
             part,
         };
         if site.fused().is_none() {
+            let is_stack = matches!(site.storage, Storage::Stack { .. });
             for tensor in site.tensors(&site.storage) {
-                check_tensor(self.checkpoint, &tensor.name, &tensor.shape)?;
+                match is_stack && tensor.name.rsplit('.').next() != Some("bias") {
+                    true => check_exact(self.checkpoint, &tensor)?,
+                    false => check_tensor(self.checkpoint, &tensor.name, &tensor.shape)?,
+                }
             }
         }
         self.sites.push(site);
@@ -267,4 +282,38 @@ fn check_tensor(checkpoint: &Checkpoint, name: &str, expected: &[usize]) -> Resu
     }
     float_width(info.dtype, name)?;
     Ok(())
+}
+
+/// Checks that linear `name` has all the levels it is declared with, before anything is made of their
+/// number.
+fn check_stack(checkpoint: &Checkpoint, name: &str, rank: usize, levels: usize) -> Result<()> {
+    if rank == 0 || levels == 0 {
+        return Err(Error::Config {
+            file: checkpoint.root().join("config.json"),
+            key: format!("bantam.sites.{name}"),
+            expected: "a rank and levels above 0".into(),
+            found: format!("rank {rank}, {levels} levels"),
+        });
+    }
+    // Ends at the first that is missing.
+    (0..levels).try_for_each(|level| {
+        checkpoint.require(&format!("{name}.{level}.sign")).map(drop).map_err(Error::from)
+    })
+}
+
+/// Checks shape and dtype of a tensor that can have but one.
+fn check_exact(checkpoint: &Checkpoint, expected: &TensorSpec) -> Result<()> {
+    let info = checkpoint.require(&expected.name)?;
+    if info.shape != expected.shape {
+        return Err(SourceModel::mismatch(checkpoint, info, &expected.shape));
+    }
+    if info.dtype == expected.dtype {
+        return Ok(());
+    }
+    Err(Error::TensorMismatch {
+        tensor: expected.name.clone(),
+        file: checkpoint.file_of(info).to_owned(),
+        expected: format!("dtype {}", expected.dtype),
+        found: format!("dtype {}", info.dtype),
+    })
 }

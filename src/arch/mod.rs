@@ -12,8 +12,10 @@ mod part;
 mod rope;
 mod site;
 mod spec;
+mod stack;
 
 pub(crate) use layout::LAYOUT_VERSION;
+pub(crate) use stack::ORDER_KEY;
 
 pub use family::{
     BiasRule, FAMILIES, Family, KvHeadsRule, MlpKind, NormKind, PositionRule, SlidingRule,
@@ -23,8 +25,9 @@ pub use part::{Part, Rows};
 pub use rope::{RopeScaling, RopeSpec};
 pub use site::{Port, Role, Site, Storage, Unit};
 pub use spec::{Activation, AttentionSpec, LayerSpec, MlpSpec, ModelSpec, NormSpec};
+pub use stack::{StackBlock, StackOrder};
 
-use crate::checkpoint::{Checkpoint, TensorInfo};
+use crate::checkpoint::{Checkpoint, TensorInfo, TensorSpec};
 use crate::error::{Error, Result};
 use std::path::Path;
 
@@ -37,6 +40,8 @@ pub struct SourceModel {
     pub spec: ModelSpec,
     /// Every linear of every block, in layer order.
     pub sites: Vec<Site>,
+    /// The blocks that are read, where it is a stack.
+    pub stack: Option<StackOrder>,
 }
 
 impl SourceModel {
@@ -57,7 +62,64 @@ impl SourceModel {
         let spec = ModelSpec::from_config(&checkpoint)?;
         let sites = layout::sites(&checkpoint, &spec)?;
         layout::check_remaining(&checkpoint, &spec)?;
-        Ok(Self { checkpoint, spec, sites })
+        let stack = StackOrder::read(&checkpoint, &sites)?;
+        Ok(Self { checkpoint, spec, sites, stack })
+    }
+
+    /// The blocks of the stack.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] where it is no stack.
+    pub fn require_stack(&self) -> Result<&StackOrder> {
+        self.stack.as_ref().ok_or_else(|| {
+            Error::usage(
+                format!("`{}` is not a stack", self.checkpoint.root().display()),
+                "`bantam compress --method bitstack` makes one, of which any budget can be read",
+            )
+        })
+    }
+
+    /// The stack cut to `budget` bytes of weights: what is beyond is never read.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] where it is no stack; [`Error::BudgetTooSmall`].
+    pub fn within(mut self, budget: u64) -> Result<Self> {
+        let fixed = self.bytes_outside_blocks();
+        let order = self.require_stack()?.within(budget, fixed, &self.sites)?;
+        let found = order.levels(self.sites.len());
+        for (site, found) in self.sites.iter_mut().zip(found) {
+            if let Storage::Stack { levels, .. } = &mut site.storage {
+                *levels = found;
+            }
+        }
+        self.stack = Some(order);
+        Ok(self)
+    }
+
+    /// Bytes of all tensors that are read: of a stack that was cut, those of its prefix.
+    pub fn weight_bytes(&self) -> u64 {
+        let blocks = self.stack.as_ref().map_or(0, |order| order.bytes(&self.sites));
+        self.bytes_outside_blocks() + blocks
+    }
+
+    /// Bytes of the tensors that are in every prefix of a stack; of another model, of all.
+    pub fn bytes_outside_blocks(&self) -> u64 {
+        self.outside_blocks().iter().map(|tensor| tensor.bytes()).sum()
+    }
+
+    /// The tensors that are in every prefix of a stack, in the order of the files.
+    pub fn outside_blocks(&self) -> Vec<&TensorInfo> {
+        let mut blocks = std::collections::HashSet::new();
+        for site in &self.sites {
+            let Storage::Stack { rank, .. } = site.storage else { continue };
+            // All that the file has, whether they are read or beyond the budget.
+            let levels = (0..).map(|level| site.level_tensors(rank, level));
+            let in_file = |tensors: &Vec<TensorSpec>| {
+                tensors.iter().any(|tensor| self.checkpoint.get(&tensor.name).is_some())
+            };
+            blocks.extend(levels.take_while(in_file).flatten().map(|tensor| tensor.name));
+        }
+        self.checkpoint.tensors().filter(|tensor| !blocks.contains(&tensor.name)).collect()
     }
 
     /// The sites of one layer.
@@ -74,7 +136,8 @@ impl SourceModel {
     pub fn passthrough(&self) -> Vec<&TensorInfo> {
         let owned: std::collections::HashSet<String> =
             self.sites.iter().flat_map(Site::stored_in).collect();
-        self.checkpoint.tensors().filter(|t| !owned.contains(&t.name)).collect()
+        // What a budget cut off belongs to its site all the same.
+        self.outside_blocks().into_iter().filter(|t| !owned.contains(&t.name)).collect()
     }
 
     /// Whether `tensor` is a buffer that nothing computes with, by its name: a mask holds infinities.

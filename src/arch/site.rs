@@ -100,6 +100,15 @@ pub enum Storage {
         /// Rows of `v`, columns of `u`.
         rank: usize,
     },
+    /// A sum of residual blocks over scaled columns, `W = (Σ_i S_i ∘ u_i v_i) diag(1 / scale)`: per level
+    /// `X.<i>.sign` u8 `[out, ⌈in/8⌉]`, `X.<i>.u` `[out, rank]` and `X.<i>.v` `[rank, in]` f16, and once
+    /// `X.scale` `[in]` f32.
+    Stack {
+        /// Rows of every `v`, columns of every `u`.
+        rank: usize,
+        /// Blocks.
+        levels: usize,
+    },
 }
 
 /// One linear's place in a model.
@@ -143,11 +152,39 @@ impl Site {
             Storage::LowRank { rank } => {
                 vec![spec("v.weight", vec![rank, n]), spec("u.weight", vec![m, rank])]
             }
+            Storage::Stack { rank, levels } => {
+                let scale = TensorSpec { dtype: Dtype::F32, ..spec("scale", vec![n]) };
+                let blocks = (0..levels).flat_map(|level| self.level_tensors(rank, level));
+                [scale].into_iter().chain(blocks).collect()
+            }
         };
         if let Some(dtype) = self.bias_dtype {
             tensors.push(TensorSpec { dtype, ..spec("bias", vec![m]) });
         }
         tensors
+    }
+
+    /// The tensors of one level of a stack.
+    pub fn level_tensors(&self, rank: usize, level: usize) -> Vec<TensorSpec> {
+        let spec = |suffix: &str, dtype, shape: [usize; 2]| {
+            TensorSpec::new(format!("{}.{level}.{suffix}", self.name), dtype, shape)
+        };
+        let (m, n) = (self.out_features, self.in_features);
+        vec![
+            spec("sign", Dtype::U8, [m, n.div_ceil(8)]),
+            spec("u", Dtype::F16, [m, rank]),
+            spec("v", Dtype::F16, [rank, n]),
+        ]
+    }
+
+    /// Bytes of one of its blocks, where it is stored as a stack: `m ⌈n/8⌉ + 2 k (m + n)`.
+    pub fn block_bytes(&self) -> u64 {
+        match self.storage {
+            Storage::Stack { rank, .. } => {
+                self.level_tensors(rank, 0).iter().map(TensorSpec::bytes).sum()
+            }
+            Storage::Dense | Storage::LowRank { .. } => 0,
+        }
     }
 
     /// The fused module that holds this site in the checkpoint, where one does.
@@ -174,7 +211,7 @@ impl Site {
     /// Parameters of the weight under `storage`, bias not counted, as the literature counts.
     pub fn parameters(&self, storage: &Storage) -> usize {
         match *storage {
-            Storage::Dense => self.out_features * self.in_features,
+            Storage::Dense | Storage::Stack { .. } => self.out_features * self.in_features,
             Storage::LowRank { rank } => rank * (self.out_features + self.in_features),
         }
     }
@@ -182,7 +219,7 @@ impl Site {
     /// The rank the site's weight has at most as it is stored now.
     pub fn stored_rank(&self) -> usize {
         match self.storage {
-            Storage::Dense => self.out_features.min(self.in_features),
+            Storage::Dense | Storage::Stack { .. } => self.out_features.min(self.in_features),
             Storage::LowRank { rank } => rank,
         }
     }

@@ -18,6 +18,10 @@ use super::error::CheckpointError;
 use super::file;
 use super::header::{Header, HeaderTensor};
 
+/// Bytes that the system maps at once where one of them is touched and all are in memory.
+#[cfg(unix)]
+const FAULT_AROUND: usize = 64 << 10;
+
 /// An open `.safetensors` file.
 #[derive(Debug)]
 pub(super) struct Shard {
@@ -70,6 +74,9 @@ impl Shard {
         else {
             return;
         };
+        // A page that is touched brings its neighbours with it, those released before among them.
+        let (start, end) = (start.saturating_sub(FAULT_AROUND), end + FAULT_AROUND);
+        let end = end.min(map.len());
         // SAFETY: the map is a read-only view of a file that nobody writes (see `map`), so pages that
         // are dropped come back from the file with the same bytes; references into it stay valid.
         let advised = unsafe {

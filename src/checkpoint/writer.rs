@@ -19,12 +19,9 @@ use super::durable::{self, NewFile, write_whole};
 use super::error::CheckpointError;
 use super::index::{self, INDEX_FILE};
 use super::layout::{DataOrder, Layout, Place};
-use super::reader::{CONFIG_FILE, Checkpoint, MANIFEST_FILE};
+use super::reader::{CHUNK_BYTES, CONFIG_FILE, Checkpoint, MANIFEST_FILE};
 use super::staging::Staging;
 use super::tensor::{TensorInfo, TensorSpec};
-
-/// Bytes copied at a time; a multiple of every element's size.
-const COPY_BYTES: u64 = 8 << 20;
 
 /// How a model is written.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -181,7 +178,7 @@ impl ModelWriter {
         let shard = source.shard_of(tensor)?;
         while pending.written < tensor.bytes() {
             let start = tensor.range.start + pending.written;
-            let chunk = start..tensor.range.end.min(start + COPY_BYTES);
+            let chunk = start..tensor.range.end.min(start + CHUNK_BYTES as u64);
             self.append(&mut pending, &tensor.name, shard.bytes(&chunk)?)?;
             shard.release(&chunk);
         }

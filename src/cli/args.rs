@@ -9,9 +9,9 @@ use crate::arch::SourceModel;
 use crate::checkpoint::{HubEnv, resolve};
 use crate::error::{Error, Result};
 use crate::measure::{DEFAULT_WINDOWS, Draw, MeasureOptions, Text, Tokenizer, Windows};
-use crate::passes::{Method, Pass, PassOptions};
+use crate::passes::{Method, Pass, PassOptions, StackOptions};
 use crate::pipeline::{CalibrationText, Request};
-use crate::plan::{Rule, Target, parse_size};
+use crate::plan::{BlockOrder, Rule, Target, parse_size};
 
 /// The input model.
 #[derive(Debug, Args)]
@@ -19,6 +19,25 @@ pub(super) struct ModelArg {
     /// Model folder, or `org/name[@revision]` in the local Hugging Face cache.
     #[arg(id = "MODEL", value_name = "MODEL")]
     model: String,
+}
+
+/// How much of a stack is read.
+#[derive(Debug, Args)]
+pub(super) struct PrefixArgs {
+    /// Of a stack, read only what fits these bytes: 1.2GiB, 800MB.
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub(super) budget: Option<u64>,
+}
+
+impl PrefixArgs {
+    /// The model, cut to the budget where one is named.
+    pub(super) fn open(&self, model: &ModelArg) -> Result<SourceModel> {
+        let model = model.open()?;
+        match self.budget {
+            Some(budget) => model.within(budget),
+            None => Ok(model),
+        }
+    }
 }
 
 impl ModelArg {
@@ -30,7 +49,7 @@ impl ModelArg {
 
 /// How large the output may be: exactly one of these.
 #[derive(Debug, Args)]
-#[group(required = true, multiple = false)]
+#[group(multiple = false)]
 pub(super) struct TargetArgs {
     /// Bytes of all weights of the output: 5.5GiB, 800MB, 123456.
     #[arg(long, value_name = "SIZE", value_parser = size)]
@@ -96,6 +115,38 @@ pub(super) struct MethodArgs {
     /// Multiply factors out again and write dense tensors, which load anywhere but save nothing.
     #[arg(long)]
     fold: bool,
+
+    #[command(flatten)]
+    stack: StackArgs,
+}
+
+/// How a stack is made.
+#[derive(Debug, Args)]
+struct StackArgs {
+    /// Blocks of every linear of a stack (bitstack).
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=32))]
+    levels: u32,
+
+    /// Rank of the factors of a stack's blocks (bitstack).
+    #[arg(long, value_name = "K", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=64))]
+    rank: u32,
+
+    /// In which order a stack's blocks stand (bitstack).
+    #[arg(long, value_enum, value_name = "ORDER", default_value = "priority")]
+    order: OrderName,
+
+    /// Decompose a stack's blocks exactly: a hundred times slower, and hardly better (bitstack).
+    #[arg(long)]
+    exact_svd: bool,
+}
+
+/// Orders as typed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum OrderName {
+    /// By expected loss saved per byte.
+    Priority,
+    /// Level by level, as published.
+    Average,
 }
 
 /// The methods as typed.
@@ -105,6 +156,8 @@ enum MethodName {
     Lord,
     /// Singular values of the weights alone.
     Welore,
+    /// Residual blocks: a file of which any prefix is a model (needs --text; a size is not named).
+    Bitstack,
 }
 
 impl MethodName {
@@ -112,39 +165,64 @@ impl MethodName {
         match self {
             Self::Lord => Method::Lord,
             Self::Welore => Method::Welore,
+            Self::Bitstack => Method::Bitstack,
         }
     }
 }
 
 impl MethodArgs {
-    pub(super) fn passes(&self, target: &TargetArgs) -> Vec<Box<dyn Pass>> {
+    pub(super) fn passes(&self, target: Option<&TargetArgs>) -> Vec<Box<dyn Pass>> {
         let mut methods: Vec<Method> = self.method.iter().map(|name| name.method()).collect();
         methods.sort_unstable();
         methods.dedup();
-        passes(&methods, self.rank_multiple as usize, self.measure_options(target).paper)
+        let options = PassOptions {
+            rank_multiple: self.rank_multiple as usize,
+            paper: self.measure_options(target).paper,
+            stack: StackOptions {
+                levels: self.stack.levels as usize,
+                rank: self.stack.rank as usize,
+                exact: self.stack.exact_svd,
+            },
+        };
+        passes(&methods, options)
     }
 
-    pub(super) fn measure_options(&self, target: &TargetArgs) -> MeasureOptions {
-        let published = target.is_published();
+    pub(super) fn measure_options(&self, target: Option<&TargetArgs>) -> MeasureOptions {
+        let published = target.is_some_and(TargetArgs::is_published);
         MeasureOptions {
             gradients: !self.no_gradients && !published,
             paper: self.paper || published,
         }
     }
 
-    pub(super) fn request(&self, target: &TargetArgs) -> Result<Request> {
+    /// What to plan; a stack needs no size.
+    pub(super) fn request(&self, target: Option<&TargetArgs>) -> Result<Request> {
+        let rule = match target {
+            Some(target) => target.rule(&self.method)?,
+            None if self.method == [MethodName::Bitstack] => Rule::Stack,
+            None => {
+                return Err(Error::usage(
+                    "no size is named",
+                    "add --budget SIZE, --keep FRACTION, --uniform FRACTION or --plan FILE",
+                ));
+            }
+        };
         Ok(Request {
-            rule: target.rule(&self.method)?,
+            rule,
             rank_multiple: self.rank_multiple as usize,
             floor: self.floor,
             fold: self.fold,
+            order: match self.stack.order {
+                OrderName::Priority => BlockOrder::Priority,
+                OrderName::Average => BlockOrder::Average,
+            },
         })
     }
 }
 
 /// The passes for `methods`.
-pub(super) fn passes(methods: &[Method], rank_multiple: usize, paper: bool) -> Vec<Box<dyn Pass>> {
-    methods.iter().map(|method| method.pass(PassOptions { rank_multiple, paper })).collect()
+pub(super) fn passes(methods: &[Method], options: PassOptions) -> Vec<Box<dyn Pass>> {
+    methods.iter().map(|method| method.pass(options)).collect()
 }
 
 /// What the model is measured on.
@@ -181,18 +259,25 @@ impl CalibrationArgs {
         !self.text.is_empty()
     }
 
-    /// Reads and tokenises the text, where there is any, and warns where it is too little.
-    pub(super) fn read(
-        &self,
-        model: &SourceModel,
-        console: &Console,
-    ) -> Result<Option<CalibrationText>> {
+    /// Reads and tokenises the text, where there is any.
+    pub(super) fn windows(&self, model: &SourceModel) -> Result<Option<CalibrationText>> {
         if !self.given() {
             return Ok(None);
         }
         let draw = self.seed.map_or(Draw::FromStart, |seed| Draw::Random { seed });
         let length = window_length(self.window, model)?;
-        let text = windows_of_text(model, &self.text, length, Some(self.windows as usize), draw)?;
+        let windows =
+            windows_of_text(model, &self.text, length, Some(self.windows as usize), draw)?;
+        Ok(Some(windows))
+    }
+
+    /// As [`windows`](Self::windows), and warns where they are too little to calibrate on.
+    pub(super) fn read(
+        &self,
+        model: &SourceModel,
+        console: &Console,
+    ) -> Result<Option<CalibrationText>> {
+        let Some(text) = self.windows(model)? else { return Ok(None) };
         let tokens = text.windows.ids().len();
         let widest = model.sites.iter().map(|site| site.in_features).max().unwrap_or(0);
         if tokens < widest {

@@ -15,7 +15,7 @@ use crate::arch::SourceModel;
 use crate::checkpoint::{ModelWriter, TensorInfo, WriteOptions};
 use crate::error::{Error, Result};
 use crate::job::Job;
-use crate::passes::{Needs, Repairs};
+use crate::passes::{Needs, PassOptions, Repairs, StackOptions};
 use crate::pipeline::{CalibrationText, Context, Request, analyse, apply, draw_plan};
 use crate::plan::{Plan, Rule};
 
@@ -29,7 +29,8 @@ Examples:
   bantam compress ./model --budget 5.5GiB --text calib.txt -o smaller --max-shard-size 2GB
   bantam compress ./model --keep 0.5 --text calib.txt -o half --job job --resume
   bantam compress ./model --method welore --reduce 0.3 -o smaller
-  bantam compress ./model --uniform 0.8 --rank-multiple 1 --text calib.txt -o smaller")]
+  bantam compress ./model --uniform 0.8 --rank-multiple 1 --text calib.txt -o smaller
+  bantam compress ./model --method bitstack --text calib.txt -o stack")]
 pub(super) struct Args {
     #[command(flatten)]
     model: ModelArg,
@@ -67,10 +68,10 @@ pub(super) struct Args {
 
 /// Where and how to write.
 #[derive(Debug, clap::Args)]
-struct OutputArgs {
+pub(super) struct OutputArgs {
     /// The folder to write.
     #[arg(short, long, value_name = "OUT")]
-    output: PathBuf,
+    pub(super) output: PathBuf,
 
     /// Largest weight file.
     #[arg(long, value_name = "SIZE", default_value = "5GB", value_parser = args::size)]
@@ -79,6 +80,16 @@ struct OutputArgs {
     /// Replace OUT if it is a model folder.
     #[arg(long)]
     overwrite: bool,
+}
+
+impl OutputArgs {
+    pub(super) fn options(&self) -> WriteOptions {
+        WriteOptions {
+            max_shard_size: self.max_shard_size,
+            overwrite: self.overwrite,
+            ..WriteOptions::default()
+        }
+    }
 }
 
 /// What a run did.
@@ -92,31 +103,31 @@ pub(super) struct Outcome {
 pub(super) fn run(args: &Args, console: &Console) -> Result<()> {
     let started = Instant::now();
     let model = args.model.open()?;
-    let options = WriteOptions {
-        max_shard_size: args.write.max_shard_size,
-        overwrite: args.write.overwrite,
-        ..WriteOptions::default()
-    };
+    if model.stack.is_some() {
+        return Err(Error::usage(
+            format!("`{}` is a stack already", model.checkpoint.root().display()),
+            "`bantam fit` cuts it to any size",
+        ));
+    }
+    let options = args.write.options();
     let (choices, passes, measure) = match (&args.plan, &args.target) {
         (Some(file), _) => {
             let plan = Plan::read(file, &model)?;
-            let passes = args::passes(&plan.methods, plan.rank_multiple, plan.paper);
-            let measure = plan.measure_options();
+            let options = PassOptions {
+                rank_multiple: plan.rank_multiple,
+                paper: plan.paper,
+                stack: StackOptions::default(),
+            };
+            let (passes, measure) = (args::passes(&plan.methods, options), plan.measure_options());
             (Choices::Planned(Box::new(plan)), passes, measure)
         }
-        (None, Some(target)) => {
-            let method = &args.method;
+        (None, target) => {
+            let (method, target) = (&args.method, target.as_ref());
             (
                 Choices::Asked(method.request(target)?),
                 method.passes(target),
                 method.measure_options(target),
             )
-        }
-        (None, None) => {
-            return Err(Error::usage(
-                "no size is named",
-                "add --budget SIZE, --keep FRACTION, --uniform FRACTION or --plan FILE",
-            ));
         }
     };
     let text = args.calibration.read(&model, console)?;
@@ -181,7 +192,7 @@ pub(super) fn refuse_early(
     context: Context<'_>,
 ) -> Result<()> {
     let mut passes = context.passes.iter();
-    if let (None, Some(pass)) = (text, passes.find(|pass| pass.needs() == Needs::Moments)) {
+    if let (None, Some(pass)) = (text, passes.find(|pass| pass.needs() > Needs::Weights)) {
         return Err(Error::usage(
             format!("method `{}` measures activations and needs calibration text", pass.method()),
             "add --text FILE",
@@ -222,7 +233,7 @@ fn report(outcome: &Outcome, args: &Args, console: &Console) -> Result<()> {
     let (before, after) = (plan.model.weight_bytes, plan.weight_bytes);
     let budget = match plan.rule {
         Rule::Target(target) => Some(target.bytes(before)),
-        Rule::Uniform(_) | Rule::Reduce(_) => None,
+        Rule::Uniform(_) | Rule::Reduce(_) | Rule::Stack => None,
     };
     if args.report.json {
         return console.json(&json!({
@@ -249,10 +260,11 @@ fn report(outcome: &Outcome, args: &Args, console: &Console) -> Result<()> {
     if let Some(budget) = budget.filter(|_| !plan.fold) {
         text += &format!("budget      {budget} bytes, {} left\n", budget - after.min(budget));
     }
-    let Repairs { clipped_eigenvalues, raised_channels } = outcome.repairs;
+    let Repairs { clipped_eigenvalues, raised_channels, exact_decompositions } = outcome.repairs;
     let repairs = [
         (clipped_eigenvalues, "negative eigenvalues taken as zero"),
         (raised_channels, "channels without gradient raised to the least importance"),
+        (exact_decompositions, "blocks decomposed exactly, as the quick way did not converge"),
     ];
     for (count, what) in repairs.into_iter().filter(|(count, _)| *count > 0) {
         text += &format!("repairs     {count} {what}\n");

@@ -17,9 +17,9 @@ use crate::error::{Error, Result};
 use crate::eval::{Perplexity, perplexity};
 use crate::job::Job;
 use crate::measure::{Draw, MeasureOptions};
-use crate::passes::Method;
+use crate::passes::{Method, PassOptions};
 use crate::pipeline::{Context, Request};
-use crate::plan::{Rule, Target};
+use crate::plan::{BlockOrder, Rule, Target};
 
 /// Fit the bundled model to a smaller budget and show what it cost.
 ///
@@ -88,7 +88,7 @@ pub(super) fn run(args: &Args, console: &Console) -> Result<()> {
     let before = perplexity(&model, &test.windows, &place, console)?;
 
     let measure = MeasureOptions { gradients: true, paper: false };
-    let passes = passes(&[Method::Lord], 8, false);
+    let passes = passes(&[Method::Lord], PassOptions::default());
     let context = Context {
         passes: &passes,
         measure,
@@ -102,6 +102,7 @@ pub(super) fn run(args: &Args, console: &Console) -> Result<()> {
         rank_multiple: 8,
         floor: 0.5,
         fold: false,
+        order: BlockOrder::default(),
     };
     let options = WriteOptions::default();
     let (choices, text) = (Choices::Asked(request), Some(&text));

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use serde_json::json;
 
-use super::args::{ModelArg, ReportArgs, window_length, windows_of_text};
+use super::args::{ModelArg, PrefixArgs, ReportArgs, window_length, windows_of_text};
 use super::compute::ComputeArgs;
 use super::console::Console;
 use super::report::{peak_rss_bytes, peak_text, perplexity_text};
@@ -27,6 +27,9 @@ Examples:
 pub(super) struct Args {
     #[command(flatten)]
     model: ModelArg,
+
+    #[command(flatten)]
+    prefix: PrefixArgs,
 
     /// Text to predict: plain UTF-8, or .jsonl with a `text` field per line.
     #[arg(long, value_name = "FILE", num_args = 1.., required_unless_present = "ids", conflicts_with = "ids")]
@@ -52,7 +55,7 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args, console: &Console) -> Result<()> {
-    let model = args.model.open()?;
+    let model = args.prefix.open(&args.model)?;
     let (windows, text_sha256) = windows(args, &model)?;
     let started = Instant::now();
     let place = args.compute.place(&model, windows.length(), PassKind::default(), console)?;

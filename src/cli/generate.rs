@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::args::ModelArg;
+use super::args::{ModelArg, PrefixArgs};
 use super::compute::ComputeArgs;
 use super::console::Console;
 use crate::error::{Error, Result};
@@ -21,6 +21,9 @@ Examples:
 pub(super) struct Args {
     #[command(flatten)]
     model: ModelArg,
+
+    #[command(flatten)]
+    prefix: PrefixArgs,
 
     /// The text to continue.
     #[arg(long, value_name = "TEXT")]
@@ -47,7 +50,7 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args, console: &Console) -> Result<()> {
-    let model = args.model.open()?;
+    let model = args.prefix.open(&args.model)?;
     let tokenizer = Tokenizer::open(&model)?;
     let ids = tokenizer.encode(&args.prompt, true)?;
     let room = model.spec.max_positions.saturating_sub(ids.len());

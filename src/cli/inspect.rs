@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 
 use serde_json::json;
 
-use super::args::{ModelArg, ReportArgs};
+use super::args::{ModelArg, PrefixArgs, ReportArgs};
 use super::console::Console;
 use super::report::exact_size;
 use super::system;
 use super::table::Table;
 use crate::arch::{MlpSpec, Role, SourceModel, Storage};
+use crate::checkpoint::TensorInfo;
 use crate::error::Result;
 use crate::plan::format_size;
 
@@ -26,6 +27,9 @@ pub(super) struct Args {
     #[command(flatten)]
     model: Option<ModelArg>,
 
+    #[command(flatten)]
+    prefix: PrefixArgs,
+
     /// Show what was found of CUDA: driver, libraries and where they lie, devices and their memory.
     #[arg(long, conflicts_with = "MODEL", required_unless_present = "MODEL")]
     system: bool,
@@ -41,12 +45,14 @@ struct RoleTotals {
     parameters: usize,
     bytes: u64,
     low_rank: usize,
+    stacks: usize,
+    blocks: usize,
     dense_parameters: usize,
 }
 
 pub(super) fn run(args: &Args, console: &Console) -> Result<()> {
     let Some(model) = &args.model else { return system::run(args.report.json, console) };
-    let model = model.open()?;
+    let model = args.prefix.open(model)?;
     let roles = by_role(&model);
     let other: u64 = model.passthrough().iter().map(|t| t.bytes()).sum();
     if args.report.json {
@@ -63,7 +69,14 @@ fn by_role(model: &SourceModel) -> BTreeMap<Role, RoleTotals> {
         totals.parameters += site.parameters(&site.storage);
         totals.dense_parameters += site.parameters(&Storage::Dense);
         totals.bytes += site.bytes(&site.storage);
-        totals.low_rank += usize::from(site.storage != Storage::Dense);
+        match site.storage {
+            Storage::Dense => {}
+            Storage::LowRank { .. } => totals.low_rank += 1,
+            Storage::Stack { levels, .. } => {
+                totals.stacks += 1;
+                totals.blocks += levels;
+            }
+        }
     }
     roles
 }
@@ -83,8 +96,25 @@ fn experts(model: &SourceModel) -> Option<(usize, usize)> {
     })
 }
 
-fn parameters(model: &SourceModel) -> u64 {
-    model.checkpoint.tensors().map(|t| t.elements() as u64).sum()
+/// Parameters as they are stored; of a stack, those that its blocks stand for.
+fn parameters(model: &SourceModel, roles: &BTreeMap<Role, RoleTotals>) -> u64 {
+    let tensors = |tensors: &mut dyn Iterator<Item = &TensorInfo>| -> u64 {
+        tensors.map(|tensor| tensor.elements() as u64).sum()
+    };
+    match model.stack {
+        None => tensors(&mut model.checkpoint.tensors()),
+        Some(_) => {
+            let linears: usize = roles.values().map(|totals| totals.parameters).sum();
+            linears as u64 + tensors(&mut model.passthrough().into_iter())
+        }
+    }
+}
+
+/// What a stack is made of: its blocks, and the bytes that they can be cut to.
+fn stack(model: &SourceModel) -> Option<(usize, u64)> {
+    let order = model.stack.as_ref()?;
+    let first = order.prefix(order.needed()).bytes(&model.sites);
+    Some((order.blocks().len(), model.bytes_outside_blocks() + first))
 }
 
 fn as_json(
@@ -93,11 +123,12 @@ fn as_json(
     other: u64,
 ) -> serde_json::Value {
     let (spec, attention) = (&model.spec, &model.spec.attention);
-    let roles: Vec<_> = roles
+    let by_role: Vec<_> = roles
         .iter()
         .map(|(role, t)| {
             json!({
                 "role": role, "sites": t.sites, "low_rank_sites": t.low_rank,
+                "stack_sites": t.stacks, "blocks": t.blocks,
                 "parameters": t.parameters, "dense_parameters": t.dense_parameters, "bytes": t.bytes,
             })
         })
@@ -118,17 +149,20 @@ fn as_json(
         "experts_per_token": experts(model).map(|(_, k)| k),
         "weight_files": model.checkpoint.files().len(),
         "tensors": model.checkpoint.tensors().len(),
-        "parameters": parameters(model),
-        "weight_bytes": model.checkpoint.weight_bytes(),
+        "parameters": parameters(model, roles),
+        "weight_bytes": model.weight_bytes(),
+        "stack": stack(model).map(|(blocks, smallest)| json!({
+            "blocks": blocks, "smallest_bytes": smallest, "file_bytes": model.checkpoint.weight_bytes(),
+        })),
         "bytes_by_dtype": by_dtype(model),
-        "roles": roles,
+        "roles": by_role,
         "other_bytes": other,
     })
 }
 
 fn as_text(model: &SourceModel, roles: &BTreeMap<Role, RoleTotals>, other: u64) -> String {
     let (spec, a) = (&model.spec, &model.spec.attention);
-    let total = model.checkpoint.weight_bytes();
+    let total = model.weight_bytes();
     let dtypes: Vec<String> =
         by_dtype(model).iter().map(|(d, bytes)| format!("{d} {}", format_size(*bytes))).collect();
     let experts = experts(model)
@@ -146,20 +180,34 @@ fn as_text(model: &SourceModel, roles: &BTreeMap<Role, RoleTotals>, other: u64) 
         if spec.tied { " (tied)" } else { "" },
         spec.max_positions,
         exact_size(total),
-        parameters(model),
+        parameters(model, roles),
         model.checkpoint.tensors().len(),
         model.checkpoint.files().len(),
         dtypes.join(", "),
     );
-    let mut table = Table::new(["role", "sites", "low rank", "kept", "bytes", "share"]);
+    if let Some((blocks, smallest)) = stack(model) {
+        let file = format_size(model.checkpoint.weight_bytes());
+        let smallest = exact_size(smallest);
+        text +=
+            &format!("stack       {blocks} blocks, {file} on disk; smallest model {smallest}\n\n");
+    }
+    let stacked = model.stack.is_some();
+    let heads = if stacked { ["levels", "bits per weight"] } else { ["low rank", "kept"] };
+    let mut table = Table::new(["role", "sites", heads[0], heads[1], "bytes", "share"]);
     let share = |bytes: u64| format!("{:.1}%", 100.0 * bytes as f64 / total.max(1) as f64);
     for (role, t) in roles {
-        let kept = 100.0 * t.parameters as f64 / t.dense_parameters as f64;
+        let dense = t.dense_parameters as f64;
+        let (form, kept) = if stacked {
+            let levels = t.blocks as f64 / t.stacks.max(1) as f64;
+            (format!("{levels:.2}"), format!("{:.2}", 8.0 * t.bytes as f64 / dense))
+        } else {
+            (t.low_rank.to_string(), format!("{:.1}%", 100.0 * t.parameters as f64 / dense))
+        };
         table.row([
             role.to_string(),
             t.sites.to_string(),
-            t.low_rank.to_string(),
-            format!("{kept:.1}%"),
+            form,
+            kept,
             format_size(t.bytes),
             share(t.bytes),
         ]);

@@ -10,11 +10,14 @@ mod compute;
 mod console;
 mod demo;
 mod eval;
+mod fit;
 mod generate;
 mod inspect;
 mod job;
 mod plan;
+mod plot;
 mod report;
+mod sweep;
 mod system;
 mod table;
 
@@ -50,6 +53,7 @@ enum Verb {
     Inspect(inspect::Args),
     Plan(plan::Args),
     Compress(compress::Args),
+    Fit(fit::Args),
     Eval(eval::Args),
     Generate(generate::Args),
     Completions(completions::Args),
@@ -75,6 +79,7 @@ fn dispatch(verb: &Verb, console: &Console) -> Result<(), Error> {
         Verb::Inspect(args) => inspect::run(args, console),
         Verb::Plan(args) => plan::run(args, console),
         Verb::Compress(args) => compress::run(args, console),
+        Verb::Fit(args) => fit::run(args, console),
         Verb::Eval(args) => eval::run(args, console),
         Verb::Generate(args) => generate::run(args, console),
         Verb::Completions(args) => completions::run(args, console),

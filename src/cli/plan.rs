@@ -8,6 +8,7 @@ use super::compute::{ComputeArgs, measuring_pass};
 use super::console::Console;
 use super::job::{JobArgs, keep_out_of_model};
 use super::report::exact_size;
+use super::sweep::{self, Sweep, SweepArgs};
 use super::table::Table;
 use crate::arch::{Role, Storage};
 use crate::atomic;
@@ -25,13 +26,14 @@ use crate::plan::{LossBasis, Plan, PlannedUnit, format_size};
 Examples:
   bantam plan ./model --keep 0.6
   bantam plan ./model --budget 5.5GiB --text calib.txt --job job -o plan.json
+  bantam plan ./stack --sweep 16 --text test.txt --window 256 --plot stack.svg
   bantam compress ./model --plan plan.json --text calib.txt --job job -o smaller")]
 pub(super) struct Args {
     #[command(flatten)]
     model: ModelArg,
 
     #[command(flatten)]
-    target: TargetArgs,
+    target: Option<TargetArgs>,
 
     #[command(flatten)]
     method: MethodArgs,
@@ -54,13 +56,21 @@ pub(super) struct Args {
     output: Option<PathBuf>,
 
     #[command(flatten)]
+    sweep: SweepArgs,
+
+    #[command(flatten)]
     report: ReportArgs,
 }
 
 pub(super) fn run(args: &Args, console: &Console) -> Result<()> {
+    if let Some(budgets) = args.sweep.sweep {
+        let (arguments, text) = (&args.sweep, &args.calibration);
+        let (model, compute, json) = (&args.model, &args.compute, args.report.json);
+        return sweep::run(&Sweep { model, arguments, text, compute, json }, budgets, console);
+    }
     let model = args.model.open()?;
-    let (passes, measure) =
-        (args.method.passes(&args.target), args.method.measure_options(&args.target));
+    let target = args.target.as_ref();
+    let (passes, measure) = (args.method.passes(target), args.method.measure_options(target));
     let windows = args.calibration.shape(&model)?;
     let measured = args.measure || args.calibration.given();
     let pass = measuring_pass(&model, measure.gradients);
@@ -76,7 +86,7 @@ pub(super) fn run(args: &Args, console: &Console) -> Result<()> {
         place: &place,
         progress: console,
     };
-    let request = args.method.request(&args.target)?;
+    let request = args.method.request(target)?;
     if let Some(file) = &args.output {
         let folder = file.parent().filter(|p| !p.as_os_str().is_empty());
         if folder.is_some_and(|folder| !folder.is_dir()) {

@@ -109,6 +109,8 @@ impl TensorSource for StoredTensors {
         let dtype = match dtype {
             Dtype::F32 => DType::F32,
             Dtype::F64 => DType::F64,
+            Dtype::F16 => DType::F16,
+            Dtype::U8 => DType::U8,
             other => return Err(self.damaged(format!("tensor `{name}` is {other:?}"))),
         };
         Ok(Some(Tensor::from_raw_buffer(&bytes, dtype, &shape, &self.device)?))

@@ -5,6 +5,7 @@
 //! |---|---|
 //! | [`eigh`], [`eigvalsh`] | eigenvalues (and vectors) of a symmetric matrix, descending |
 //! | [`svd`], [`singular_values`] | thin singular value decomposition, descending |
+//! | [`truncated_svd`] | its leading part, in f32, by subspace iteration |
 //! | [`orthonormalise`] | an orthonormal basis of the columns, nested |
 //! | [`cholesky`] | the lower triangular factor of a positive definite matrix |
 //! | [`solve_triangular`] | solutions of triangular systems |
@@ -27,9 +28,11 @@ mod eigh;
 mod qr;
 mod svd;
 mod triangular;
+mod truncated_svd;
 
 pub use cholesky::cholesky;
 pub use eigh::{Eigh, eigh, eigvalsh};
 pub use qr::orthonormalise;
 pub use svd::{Svd, singular_values, svd};
 pub use triangular::{Triangle, solve_triangular};
+pub use truncated_svd::{Truncated, Truncation, gaussian, truncated_svd};

@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 /// Values that are converted to bytes or back at a time.
 const PIECE: usize = 16 * 1024;
 
-/// Where activations are kept.
+/// Where activations are kept that the device has no room for.
 #[derive(Debug, Clone)]
 pub struct Keep {
     /// Bytes of them that stay in memory.
@@ -36,11 +36,14 @@ pub struct Activations {
     slots: Vec<Mutex<Option<Tensor>>>,
     /// How many slots, from the first on, are in the file.
     spilled: usize,
+    /// From which slot on they stay on the device.
+    on_device: usize,
     spill: Option<Spill>,
 }
 
 impl Activations {
-    /// Empty slots for chunks of `rows` rows at `places` places; tensors come back on `device`.
+    /// Empty slots for chunks of `rows` rows at `places` places; tensors come back on `device`, which
+    /// keeps `resident` bytes of them.
     ///
     /// # Errors
     /// [`Error::Io`] where a file is needed and cannot be made.
@@ -50,17 +53,22 @@ impl Activations {
         width: usize,
         keep: &Keep,
         device: &Device,
+        resident: u64,
     ) -> Result<Self> {
         let count = places * rows.len();
         let largest = rows.iter().max().map_or(0, |rows| (rows * width * size_of::<f32>()) as u64);
-        let held = keep
-            .memory
-            .checked_div(largest)
-            .map_or(count, |n| usize::try_from(n).map_or(count, |n| n.min(count)));
-        let spilled = count - held;
+        let fitting = |bytes: u64, most: usize| {
+            let slots = bytes.checked_div(largest).map_or(most as u64, |slots| slots);
+            usize::try_from(slots).map_or(most, |slots| slots.min(most))
+        };
+        // The places reached last are wanted first: those stay nearest.
+        let on_device = if device.is_cpu() { 0 } else { fitting(resident, count) };
+        let held = fitting(keep.memory, count - on_device);
+        let spilled = count - on_device - held;
+        let on_device = count - on_device;
         let spill = (spilled > 0).then(|| Spill::new(&keep.folder)).transpose()?;
         let slots = (0..count).map(|_| Mutex::new(None)).collect();
-        Ok(Self { rows, width, device: device.clone(), slots, spilled, spill })
+        Ok(Self { rows, width, device: device.clone(), slots, spilled, on_device, spill })
     }
 
     /// Bytes that slots for `tokens` rows of `width` at `places` places take, wherever they are.
@@ -82,7 +90,9 @@ impl Activations {
             let slot = [self.rows[chunk], self.width];
             return Err(Error::Bug(format!("{:?} put into a slot of {slot:?}", x.dims())));
         }
-        let x = x.detach().to_device(&Device::Cpu)?;
+        let x = x.detach();
+        let stays = place * self.rows.len() + chunk >= self.on_device;
+        let x = if stays { x } else { x.to_device(&Device::Cpu)? };
         if let Some((spill, at)) = self.in_file(place, chunk) {
             return spill.write(at, &x.flatten_all()?.to_vec1::<f32>()?);
         }
@@ -195,7 +205,7 @@ mod tests {
     /// Fills slots of which `memory` bytes are held and reads them again.
     fn round_trip(memory: u64, folder: &Path) -> Result<()> {
         let keep = Keep { memory, folder: folder.to_owned() };
-        let kept = Activations::new(3, vec![4, 4, 1], 3, &keep, &Device::Cpu)?;
+        let kept = Activations::new(3, vec![4, 4, 1], 3, &keep, &Device::Cpu, 0)?;
         let slots = || (0..3).flat_map(|place| (0..3).map(move |chunk| (place, chunk)));
         let value = |place, chunk| rows((place * 100 + chunk * 20) as f32, [4, 4, 1][chunk]);
         for (place, chunk) in slots() {
@@ -227,12 +237,12 @@ mod tests {
     #[test]
     fn a_slot_that_was_taken_and_a_folder_that_is_not_there_are_refused() -> Result<()> {
         let keep = Keep { memory: u64::MAX, folder: "/nonexistent/folder".into() };
-        let kept = Activations::new(1, vec![2], 3, &keep, &Device::Cpu)?;
+        let kept = Activations::new(1, vec![2], 3, &keep, &Device::Cpu, 0)?;
         kept.put(0, 0, &rows(1.0, 2)?)?;
         kept.take(0, 0)?;
         assert!(matches!(kept.take(0, 0), Err(Error::Bug(_))));
         let keep = Keep { memory: 0, ..keep };
-        match Activations::new(1, vec![2], 3, &keep, &Device::Cpu) {
+        match Activations::new(1, vec![2], 3, &keep, &Device::Cpu, 0) {
             Err(Error::Io { path, .. }) => assert_eq!(path, keep.folder),
             other => panic!("{other:?}"),
         }

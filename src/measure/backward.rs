@@ -59,8 +59,14 @@ impl<'a> Backward<'a> {
         let sweep = Sweep::new(model, windows.length(), place)?;
         let chunks: Vec<&[u32]> = sweep::chunks(windows, place).collect();
         let (layers, rows) = (sweep.layers(), chunks.iter().map(|ids| ids.len()).collect());
-        let activations =
-            Activations::new(layers + 1, rows, model.spec.hidden, keep, place.device())?;
+        let activations = Activations::new(
+            layers + 1,
+            rows,
+            model.spec.hidden,
+            keep,
+            place.device(),
+            place.resident(),
+        )?;
         for (chunk, ids) in chunks.iter().enumerate() {
             activations.put(0, chunk, &sweep.embed(ids)?)?;
         }

@@ -13,7 +13,7 @@ use candle_core::{DType, Device, Tensor};
 use super::gradient_moments::GradientMoments;
 use super::second_moment::SecondMoment;
 use crate::arch::{Port, Site};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::model::{Half, Observer};
 use crate::ops;
 
@@ -29,12 +29,26 @@ pub enum Side {
 /// What measure saw of one site.
 #[derive(Debug, Clone)]
 pub struct SiteStats {
-    /// Which side `moment` is of.
+    /// Which side the second moment is of.
     pub side: Side,
-    /// The moment; shared by the sites of one port where it is of the input.
-    pub moment: Arc<SecondMoment>,
+    /// The second moment, where it was asked for; shared by the sites of one port where it is of the
+    /// input.
+    pub second: Option<Arc<SecondMoment>>,
+    /// `E[x_j²]` of every input channel, `[in]`.
+    pub input_squares: Arc<[f64]>,
     /// What a change of the output is worth.
     pub importance: Importance,
+}
+
+impl SiteStats {
+    /// The second moment.
+    ///
+    /// # Errors
+    /// Its absence is a bug: a pass that needs it says so before.
+    pub fn moment(&self) -> Result<&SecondMoment> {
+        let missing = || Error::Bug("no second moment was measured".into());
+        self.second.as_deref().ok_or_else(missing)
+    }
 }
 
 /// How much the loss minds a change of a linear's output.
@@ -52,10 +66,18 @@ pub enum Importance {
 /// Collects the moments of one layer while its block computes.
 #[derive(Debug)]
 pub struct LayerMoments {
+    squares: BTreeMap<Port, Squares>,
     inputs: BTreeMap<Port, SecondMoment>,
     outputs: BTreeMap<String, SecondMoment>,
     /// `None` where gradients say what an output is worth, and nobody asks for shares.
     residuals: Option<BTreeMap<Half, Energies>>,
+}
+
+/// `Σ x_j²` of one port's channels, `[in]` f64, and over how many tokens.
+#[derive(Debug)]
+struct Squares {
+    sums: Tensor,
+    tokens: u64,
 }
 
 /// Sums of squares of what a half added and of the stream after it, by channel: `[hidden]` f64 each,
@@ -86,21 +108,39 @@ impl LayerMoments {
     /// # Errors
     /// Only if the device is out of memory.
     pub fn for_sites(sites: &[&Site], device: &Device) -> Result<Self> {
-        let (mut inputs, mut outputs) = (BTreeMap::new(), BTreeMap::new());
+        let mut moments = Self::squares_only(sites, device)?;
         for (port, readers) in by_port(sites) {
             match smaller_side(&readers) {
                 Side::Input => {
-                    inputs.insert(port, SecondMoment::new(readers[0].in_features, device)?);
+                    let moment = SecondMoment::new(readers[0].in_features, device)?;
+                    moments.inputs.insert(port, moment);
                 }
                 Side::Output => {
                     for site in readers {
                         let moment = SecondMoment::new(site.out_features, device)?;
-                        outputs.insert(site.name.clone(), moment);
+                        moments.outputs.insert(site.name.clone(), moment);
                     }
                 }
             }
         }
-        Ok(Self { inputs, outputs, residuals: Some(BTreeMap::new()) })
+        Ok(moments)
+    }
+
+    /// Only the energies of the inputs, for passes that do without second moments.
+    ///
+    /// # Errors
+    /// As [`for_sites`](Self::for_sites).
+    pub fn squares_only(sites: &[&Site], device: &Device) -> Result<Self> {
+        let squares = |(port, readers): (Port, Vec<&Site>)| {
+            let sums = Tensor::zeros(readers[0].in_features, DType::F64, device)?;
+            Ok((port, Squares { sums, tokens: 0 }))
+        };
+        Ok(Self {
+            squares: by_port(sites).into_iter().map(squares).collect::<Result<_>>()?,
+            inputs: BTreeMap::new(),
+            outputs: BTreeMap::new(),
+            residuals: Some(BTreeMap::new()),
+        })
     }
 
     /// Bytes that moments for `sites` take.
@@ -136,6 +176,12 @@ impl LayerMoments {
             .into_iter()
             .map(|(half, energies)| Ok((half, energies.share()?)))
             .collect::<Result<_>>()?;
+        let mut squares = BTreeMap::new();
+        for (port, Squares { sums, tokens }) in self.squares.into_iter().filter(|s| s.1.tokens > 0)
+        {
+            let per_token = sums.affine(1.0 / tokens as f64, 0.0)?.to_vec1::<f64>()?;
+            squares.insert(port, Arc::<[f64]>::from(per_token));
+        }
         let stats = sites.iter().filter_map(|site| {
             let importance = match gradients {
                 Some(gradients) => Importance::Channels(gradients.get(&site.name)?.per_token()),
@@ -144,17 +190,12 @@ impl LayerMoments {
                     Importance::Share(share.unwrap_or(0.0))
                 }
             };
-            let found = match outputs.remove(&site.name) {
-                Some(moment) => {
-                    SiteStats { side: Side::Output, moment: Arc::new(moment), importance }
-                }
-                None => SiteStats {
-                    side: Side::Input,
-                    moment: inputs.get(&site.port)?.clone(),
-                    importance,
-                },
+            let (side, second) = match outputs.remove(&site.name) {
+                Some(moment) => (Side::Output, Some(Arc::new(moment))),
+                None => (Side::Input, inputs.get(&site.port).cloned()),
             };
-            (found.moment.tokens() > 0).then(|| (site.name.clone(), found))
+            let input_squares = squares.get(&site.port)?.clone();
+            Some((site.name.clone(), SiteStats { side, second, input_squares, importance }))
         });
         Ok(stats.collect())
     }
@@ -162,6 +203,10 @@ impl LayerMoments {
 
 impl Observer for LayerMoments {
     fn input(&mut self, port: Port, x: &Tensor) -> Result<()> {
+        if let Some(squares) = self.squares.get_mut(&port) {
+            ops::column_squares(&squares.sums, x)?;
+            squares.tokens += x.dim(0)? as u64;
+        }
         self.inputs.get_mut(&port).map_or(Ok(()), |moment| moment.add(x))
     }
 

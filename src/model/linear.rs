@@ -3,6 +3,7 @@
 use candle_core::{DType, Device, Tensor};
 
 use super::rows::load_site_tensor;
+use super::stack::Stack;
 use super::weights::Use;
 use super::{GradientSinks, Observer};
 use crate::arch::{Site, Storage};
@@ -15,10 +16,17 @@ use crate::ops;
 /// # Errors
 /// As [`load_tensor`](super::load_tensor).
 pub fn dense_weight(checkpoint: &Checkpoint, site: &Site, device: &Device) -> Result<Tensor> {
-    let load = |suffix: &str| load_site_tensor(Use::Values, checkpoint, site, suffix, device);
+    // Widened where it is: what crosses the bus is what is stored.
+    let load = |suffix: &str| -> Result<Tensor> {
+        let stored = load_site_tensor(Use::Product, checkpoint, site, suffix, device)?;
+        Ok(stored.to_dtype(DType::F32)?)
+    };
     match site.storage {
         Storage::Dense => load("weight"),
         Storage::LowRank { .. } => Ok(load("u.weight")?.matmul(&load("v.weight")?)?),
+        Storage::Stack { rank, levels } => {
+            Stack::load(checkpoint, site, (rank, levels), device)?.dense()
+        }
     }
 }
 
@@ -34,7 +42,7 @@ pub fn bias(checkpoint: &Checkpoint, site: &Site, device: &Device) -> Result<Opt
 /// `y = W x + b` with `W` in one of its storages.
 #[derive(Debug, Clone)]
 pub struct Linear {
-    site: Site,
+    site: Box<Site>,
     weight: Weight,
     bias: Option<Tensor>,
 }
@@ -45,6 +53,8 @@ enum Weight {
     Dense(Tensor),
     /// `v [rank, in]`, `u [out, rank]`.
     LowRank { v: Tensor, u: Tensor },
+    /// Residual blocks.
+    Stack(Box<Stack>),
 }
 
 impl Linear {
@@ -59,15 +69,22 @@ impl Linear {
             Storage::LowRank { .. } => {
                 Weight::LowRank { v: load("v.weight")?, u: load("u.weight")? }
             }
+            Storage::Stack { rank, levels } => {
+                Weight::Stack(Box::new(Stack::load(checkpoint, site, (rank, levels), device)?))
+            }
         };
         let bias = bias(checkpoint, site, device)?;
-        Ok(Self { site: site.clone(), weight, bias })
+        Ok(Self { site: Box::new(site.clone()), weight, bias })
     }
 
     /// Whether its products are of bf16 numbers, which they are on a GPU where it is stored so.
     pub fn is_bf16(&self) -> bool {
-        let (Weight::Dense(weight) | Weight::LowRank { v: weight, .. }) = &self.weight;
-        weight.dtype() == DType::BF16
+        match &self.weight {
+            Weight::Dense(weight) | Weight::LowRank { v: weight, .. } => {
+                weight.dtype() == DType::BF16
+            }
+            Weight::Stack(stack) => stack.is_bf16(),
+        }
     }
 
     /// Rows `x [tokens, in]` to rows `[tokens, out]`.
@@ -78,6 +95,7 @@ impl Linear {
         let (bias, sinks) = (self.bias.as_ref(), observer.gradients(&self.site)?);
         let y = match &self.weight {
             Weight::Dense(weight) => ops::linear(x, weight, bias, sinks)?,
+            Weight::Stack(stack) => stack.forward(x, bias, sinks)?,
             Weight::LowRank { v, u } if x.dim(0)? == 1 && !x.track_op() => {
                 ops::low_rank_matvec(x, v, u, bias)?
             }

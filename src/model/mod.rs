@@ -23,6 +23,7 @@ mod norm;
 mod rope;
 mod rows;
 mod sampler;
+mod stack;
 mod weights;
 
 pub use block::{Block, BlockContext};
@@ -31,6 +32,7 @@ pub use decoder::{Decoder, Head, Session};
 pub use linear::{Linear, bias, dense_weight};
 pub use rows::part_bytes;
 pub use sampler::Sampler;
+pub use stack::stack_scale;
 pub use weights::load_tensor;
 
 use candle_core::Tensor;

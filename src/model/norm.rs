@@ -24,10 +24,15 @@ impl Norm {
         device: &Device,
     ) -> Result<Self> {
         let eps = spec.eps;
-        let weight = load_tensor(checkpoint, &format!("{module}.weight"), device)?;
+        let name = format!("{module}.weight");
+        if spec.kind == NormKind::RmsOffset {
+            // On the host: a block that is read ahead asks nothing of a device that computes.
+            let weight = load_tensor(checkpoint, &name, &Device::Cpu)?.affine(1.0, 1.0)?;
+            return Ok(Self::Rms { weight: weight.to_device(device)?, eps });
+        }
+        let weight = load_tensor(checkpoint, &name, device)?;
         match spec.kind {
-            NormKind::Rms => Ok(Self::Rms { weight, eps }),
-            NormKind::RmsOffset => Ok(Self::Rms { weight: weight.affine(1.0, 1.0)?, eps }),
+            NormKind::Rms | NormKind::RmsOffset => Ok(Self::Rms { weight, eps }),
             NormKind::Layer => {
                 let bias = load_tensor(checkpoint, &format!("{module}.bias"), device)?;
                 Ok(Self::Layer { weight, bias, eps })

@@ -11,7 +11,7 @@ use crate::error::Result;
 
 const OP: &str = "upload";
 
-/// The tensor of `shape` whose little-endian elements of `dtype`, f32 or bf16, are `bytes`.
+/// The tensor of `shape` whose little-endian elements of `dtype`, f32, bf16, f16 or u8, are `bytes`.
 ///
 /// # Errors
 /// What does not fit is [`Error::Bug`](crate::error::Error::Bug);

@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 /// them when they are asked for.
 #[derive(Debug, Default)]
 pub struct Analysis {
-    tensors: BTreeMap<&'static str, Tensor>,
+    tensors: BTreeMap<String, Tensor>,
     stored: Option<Box<dyn TensorSource>>,
     /// Numbers that had to be mended on the way.
     pub repairs: Repairs,
@@ -38,6 +38,9 @@ pub struct Repairs {
     pub clipped_eigenvalues: u64,
     /// Output channels with next to no gradient, taken to count as much as the least allowed.
     pub raised_channels: u64,
+    /// Randomised decompositions that did not converge and were made exactly.
+    #[serde(default)]
+    pub exact_decompositions: u64,
 }
 
 impl Repairs {
@@ -45,6 +48,7 @@ impl Repairs {
     pub fn add(&mut self, other: Self) {
         self.clipped_eigenvalues += other.clipped_eigenvalues;
         self.raised_channels += other.raised_channels;
+        self.exact_decompositions += other.exact_decompositions;
     }
 }
 
@@ -56,8 +60,8 @@ impl Analysis {
 
     /// Adds a tensor.
     #[must_use]
-    pub fn with(mut self, name: &'static str, tensor: Tensor) -> Self {
-        self.tensors.insert(name, tensor);
+    pub fn with(mut self, name: impl Into<String>, tensor: Tensor) -> Self {
+        self.tensors.insert(name.into(), tensor);
         self
     }
 
@@ -67,8 +71,8 @@ impl Analysis {
     }
 
     /// The tensors at hand, by name.
-    pub fn tensors(&self) -> impl Iterator<Item = (&'static str, &Tensor)> {
-        self.tensors.iter().map(|(name, tensor)| (*name, tensor))
+    pub fn tensors(&self) -> impl Iterator<Item = (&str, &Tensor)> {
+        self.tensors.iter().map(|(name, tensor)| (name.as_str(), tensor))
     }
 
     /// Whether there is a tensor of that name.

@@ -213,7 +213,7 @@ pub(crate) fn principal_directions(
     wanted: usize,
 ) -> Result<Directions> {
     let (m, n) = (site.out_features, site.in_features);
-    let (moment, name) = (&stats.moment, site.name.as_str());
+    let (moment, name) = (stats.moment()?, site.name.as_str());
     let centred = bias.is_some();
     let mut mean = None;
     if let (Some(_), Side::Output) = (bias, stats.side) {
@@ -279,7 +279,9 @@ mod tests {
     use crate::measure::{SecondMoment, split_mix};
     use safetensors::Dtype;
 
-    const OPTIONS: PassOptions = PassOptions { rank_multiple: 1, paper: false };
+    fn options() -> PassOptions {
+        PassOptions { rank_multiple: 1, ..PassOptions::default() }
+    }
     const TOKENS: usize = 300;
 
     /// Numbers in (-1, 1).
@@ -321,7 +323,12 @@ mod tests {
         for chunk in rows.chunk(3, 0).unwrap() {
             moment.add(&chunk.contiguous().unwrap()).unwrap();
         }
-        SiteStats { side, moment: Arc::new(moment), importance: Importance::Share(1.0) }
+        SiteStats {
+            side,
+            second: Some(Arc::new(moment)),
+            input_squares: Arc::from([]),
+            importance: Importance::Share(1.0),
+        }
     }
 
     fn wide(t: &Tensor) -> Tensor {
@@ -381,7 +388,7 @@ mod tests {
             principal_directions(&site(m, n, false), &|| Ok(w.clone()), None, &stats, None, m)
                 .unwrap();
         // Whitening: the truncated SVD of W L, with L Lᵀ the second moment, spans the same space.
-        let white = w.matmul(&stats.moment.root(false, "x").unwrap()).unwrap();
+        let white = w.matmul(&stats.moment().unwrap().root(false, "x").unwrap()).unwrap();
         let whitened = linalg::svd(&white, "white").unwrap().u;
         let plain = linalg::svd(&w, "plain").unwrap().u;
         let total = squared(&y);
@@ -414,7 +421,7 @@ mod tests {
             Offer { bytes: 0, expected_loss: 0.0, storages: vec![Storage::LowRank { rank }] };
         let unit = Unit { sites: vec![site] };
         let stats = UnitStats::from([("linear".to_owned(), stats)]);
-        let pass = Lord::new(OPTIONS);
+        let pass = Lord::new(options());
         let analysis = pass.analyse(&unit, &weights, &stats).unwrap();
         let mut output = pass.apply(&unit, &weights, &analysis, &offer).unwrap();
         ["linear.v.weight", "linear.u.weight", "linear.bias"].map(|name| output.remove(name))

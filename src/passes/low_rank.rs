@@ -34,6 +34,8 @@ pub(super) fn ranks(site: &Site, multiple: usize) -> impl Iterator<Item = usize>
     let largest = match site.storage {
         Storage::Dense => break_even(m, n),
         Storage::LowRank { rank } => rank.saturating_sub(1),
+        // What is cut to a size already is not decomposed again.
+        Storage::Stack { .. } => 0,
     };
     (1..=largest / multiple).map(move |i| i * multiple)
 }

@@ -11,11 +11,13 @@
 //! A method is one file here and one arm of [`Method::pass`].
 
 mod analysis;
+mod bitstack;
 mod lord;
 mod low_rank;
 mod welore;
 
 pub use analysis::{Analysis, Repairs, TensorSource};
+pub use bitstack::{Bitstack, StackOptions};
 pub use lord::Lord;
 pub use low_rank::{break_even, uniform_rank};
 pub use welore::{Welore, reduction_ranks};
@@ -34,10 +36,12 @@ use crate::model::{bias, dense_weight};
 use crate::plan::Offer;
 
 /// What a pass must be given before it can analyse.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Needs {
     /// Weights alone; statistics, where there are any, only price its offers.
     Weights,
+    /// The energy of every input channel.
+    Squares,
     /// The second moment of each site's input or output.
     Moments,
 }
@@ -66,7 +70,8 @@ pub trait Pass: Sync {
     /// An analysis of another pass or unit is a bug.
     fn offers(&self, unit: &Unit, analysis: Option<&Analysis>) -> Result<Vec<Offer>>;
 
-    /// The tensors of `chosen`, in f32, named as [`Site::tensors`] names them.
+    /// The tensors of `chosen`, in f32 or in the dtype they are stored in, named as [`Site::tensors`]
+    /// names them.
     ///
     /// # Errors
     /// As [`analyse`](Self::analyse).
@@ -77,6 +82,22 @@ pub trait Pass: Sync {
         analysis: &Analysis,
         chosen: &Offer,
     ) -> Result<UnitOutput>;
+
+    /// Of what [`apply`](Self::apply) makes, `tensor` and those that are written right beside it, where
+    /// a unit's tensors are not written together; `None` where they are.
+    ///
+    /// # Errors
+    /// As [`apply`](Self::apply).
+    fn apply_part(
+        &self,
+        _unit: &Unit,
+        _weights: &Weights<'_>,
+        _analysis: &Analysis,
+        _chosen: &Offer,
+        _tensor: &str,
+    ) -> Result<Option<UnitOutput>> {
+        Ok(None)
+    }
 }
 
 /// Statistics of a unit, per site name. A site without an entry saw no token.
@@ -132,6 +153,8 @@ pub enum Method {
     Lord,
     /// Singular values of the weight alone (`WeLore`).
     Welore,
+    /// Residual blocks of signs and factors (`BitStack`).
+    Bitstack,
 }
 
 /// What the passes can be told.
@@ -141,17 +164,26 @@ pub struct PassOptions {
     pub rank_multiple: usize,
     /// Decompose as the papers do, with no gradients in it.
     pub paper: bool,
+    /// How stacks are made.
+    pub stack: StackOptions,
+}
+
+impl Default for PassOptions {
+    fn default() -> Self {
+        Self { rank_multiple: 8, paper: false, stack: StackOptions::default() }
+    }
 }
 
 impl Method {
     /// Every method.
-    pub const ALL: [Self; 2] = [Self::Lord, Self::Welore];
+    pub const ALL: [Self; 3] = [Self::Lord, Self::Welore, Self::Bitstack];
 
     /// The pass that implements it.
     pub fn pass(self, options: PassOptions) -> Box<dyn Pass> {
         match self {
             Self::Lord => Box::new(Lord::new(options)),
             Self::Welore => Box::new(Welore::new(options)),
+            Self::Bitstack => Box::new(Bitstack::new(options.stack)),
         }
     }
 
@@ -160,6 +192,7 @@ impl Method {
         match self {
             Self::Lord => "lord",
             Self::Welore => "welore",
+            Self::Bitstack => "bitstack",
         }
     }
 }

@@ -112,7 +112,7 @@ fn coefficients(
     bias: Option<&Tensor>,
     stats: &SiteStats,
 ) -> Result<Tensor> {
-    let (moment, name) = (&stats.moment, site.name.as_str());
+    let (moment, name) = (stats.moment()?, site.name.as_str());
     match stats.side {
         Side::Input => {
             // U is orthonormal: Uᵀ W = diag(s) Vᵀ.

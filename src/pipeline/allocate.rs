@@ -8,8 +8,8 @@ use crate::error::{Error, Result};
 use crate::job::Job;
 use crate::passes::{Analysis, Method, Needs, reduction_ranks, uniform_rank};
 use crate::plan::{
-    LossBasis, Measuring, ModelId, Offer, Plan, PlannedUnit, Rule, allocate, forecast,
-    output_tensors,
+    BlockOrder, Blocks, LossBasis, Measuring, ModelId, Offer, Plan, PlannedUnit, Rule, allocate,
+    forecast, order_blocks, output_tensors,
 };
 
 /// What the user wants planned.
@@ -23,6 +23,8 @@ pub struct Request {
     pub floor: f64,
     /// Write dense tensors.
     pub fold: bool,
+    /// In which order the blocks of stacks are written.
+    pub order: BlockOrder,
 }
 
 /// An offer and the method that made it; `None` is the stored form.
@@ -52,13 +54,18 @@ pub fn draw_plan(
         }
         Rule::Uniform(kept) => uniform(&units, &candidates, kept, request.rank_multiple),
         Rule::Reduce(reduce) => reduced(&units, &candidates, job, reduce, request, context)?,
+        Rule::Stack => candidates.iter().map(|candidates| most_levels(candidates)).collect(),
     };
+    let blocks: Vec<Blocks> = (0..units.len())
+        .filter_map(|site| blocks(site, &units[site], &candidates[site], chosen[site]))
+        .collect();
+    let stack = (!blocks.is_empty()).then(|| order_blocks(&blocks, request.order));
     let planned: Vec<PlannedUnit> = units
         .iter()
         .zip(candidates.into_iter().zip(chosen))
         .map(|(unit, (candidates, index))| planned_unit(unit, candidates, index))
         .collect::<Result<_>>()?;
-    let tensors = output_tensors(model, &planned, request.fold);
+    let tensors = output_tensors(model, &planned, request.fold, stack.as_ref());
     Ok(Plan {
         bantam: env!("CARGO_PKG_VERSION").to_owned(),
         model: ModelId::of(model)?,
@@ -77,13 +84,14 @@ pub fn draw_plan(
         memory: Some(forecast(model, measuring(text, context))),
         weight_bytes: tensors.iter().map(TensorSpec::bytes).sum(),
         units: planned,
+        stack,
         tensors,
     })
 }
 
 /// How the model was or will be measured; not at all where every pass does without.
 fn measuring(text: Option<&CalibrationText>, context: Context<'_>) -> Option<Measuring> {
-    let needed = context.passes.iter().any(|pass| pass.needs() == Needs::Moments);
+    let needed = context.passes.iter().any(|pass| pass.needs() > Needs::Weights);
     let shape = match text {
         Some(text) => Some((text.windows.count(), text.windows.length())),
         None => needed.then_some(context.windows),
@@ -150,6 +158,35 @@ fn position(candidates: &[Candidate], rank: Option<usize>) -> usize {
     let found = candidates.iter().position(|(_, offer)| Some(&offer.storages) == wanted.as_ref());
     let stored = || candidates.iter().position(|(method, _)| method.is_none());
     found.or_else(stored).unwrap_or(0)
+}
+
+/// Position of the candidate with the most blocks; of the stored form where there is no stack.
+fn most_levels(candidates: &[Candidate]) -> usize {
+    let levels = |(_, offer): &Candidate| match offer.storages.as_slice() {
+        [Storage::Stack { levels, .. }] => *levels,
+        _ => 0,
+    };
+    let most = candidates.iter().map(levels).max().unwrap_or(0);
+    let stored = || position(candidates, None);
+    let found = candidates.iter().position(|candidate| most > 0 && levels(candidate) == most);
+    found.unwrap_or_else(stored)
+}
+
+/// What the candidates of linear `site` say of the blocks of the one chosen, where that is a stack.
+fn blocks(site: usize, unit: &Unit, candidates: &[Candidate], chosen: usize) -> Option<Blocks> {
+    let stack = |(_, offer): &Candidate| match *offer.storages.as_slice() {
+        [Storage::Stack { rank, levels }] => Some((rank, levels, offer.expected_loss)),
+        _ => None,
+    };
+    let (rank, levels, _) = stack(&candidates[chosen])?;
+    let mut losses = vec![0.0; levels];
+    for (other, level, loss) in candidates.iter().filter_map(stack) {
+        if other == rank && level <= levels {
+            losses[level - 1] = loss;
+        }
+    }
+    let bytes = unit.sites[0].level_tensors(rank, 0).iter().map(TensorSpec::bytes).sum();
+    Some(Blocks { site, losses, bytes })
 }
 
 fn uniform(

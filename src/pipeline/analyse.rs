@@ -46,7 +46,7 @@ pub fn analyse(
     job: &mut Job,
     context: Context<'_>,
 ) -> Result<()> {
-    let needs_text = context.passes.iter().find(|pass| pass.needs() == Needs::Moments);
+    let needs_text = context.passes.iter().find(|pass| pass.needs() > Needs::Weights);
     if let (Some(pass), None) = (needs_text, text) {
         return Err(Error::usage(
             format!("method `{}` measures activations and needs calibration text", pass.method()),

@@ -3,17 +3,20 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
 use serde_json::{Map, Value, json};
 
 use super::Context;
 use super::fused::{FusedTensors, joined};
 use super::verify::verify;
-use crate::arch::{LAYOUT_VERSION, Site, SourceModel, Storage, Unit};
-use crate::checkpoint::{Dtype, ModelWriter, TensorSpec, WriteOptions, from_f32, to_f32};
+use crate::arch::{LAYOUT_VERSION, ORDER_KEY, Site, SourceModel, Storage, Unit};
+use crate::checkpoint::{
+    DataOrder, Dtype, ModelWriter, TensorSpec, WriteOptions, from_f32, to_f32,
+};
 use crate::error::{Error, Result};
 use crate::job::Job;
 use crate::model::part_bytes;
+use crate::ops;
 use crate::passes::{UnitOutput, Weights, check_output};
 use crate::plan::{Plan, PlannedUnit};
 
@@ -38,16 +41,14 @@ pub fn apply(
     options: &WriteOptions,
     context: Context<'_>,
 ) -> Result<Applied> {
+    let options = &WriteOptions { data_order: data_order(plan), ..options.clone() };
     let mut writer = ModelWriter::create(out, &model.checkpoint, plan.tensors.clone(), options)?;
     let mut maker = Maker::new(model, plan, job, context);
     context.progress.begin("writing", plan.tensors.len() as u64);
     for spec in &plan.tensors {
         context.progress.check()?;
         match maker.make(&spec.name)? {
-            Made::Values(tensor) => {
-                let values = tensor.flatten_all()?.to_vec1::<f32>()?;
-                writer.write(&spec.name, &from_f32(spec.dtype, &values, &spec.name)?)?;
-            }
+            Made::Values(tensor) => writer.write(&spec.name, &bytes_of(&tensor, spec)?)?,
             Made::Bytes(bytes) => writer.write(&spec.name, &bytes)?,
             Made::Copy => {
                 let (source, info) = (&model.checkpoint, model.checkpoint.require(&spec.name)?);
@@ -66,17 +67,36 @@ pub fn apply(
     if declared.is_empty() {
         config.remove("bantam");
     } else {
-        config.set("bantam", json!({ "version": LAYOUT_VERSION, "sites": declared }));
+        let mut bantam = json!({ "version": LAYOUT_VERSION, "sites": declared });
+        if let Some(stack) = &plan.stack {
+            bantam[ORDER_KEY] = json!(stack.order);
+        }
+        config.set("bantam", bantam);
     }
     let sealed = writer.seal(&config, &manifest)?;
-    verify(sealed.reopen()?, plan, context)?;
+    verify(sealed.reopen()?, &plan.tensors, context.progress)?;
     let written = sealed.publish()?;
     Ok(Applied { path: written.path, weight_bytes: written.weight_bytes })
 }
 
+/// A stack's data stand in the order of priority, whatever their alignment.
+fn data_order(plan: &Plan) -> DataOrder {
+    if plan.stack.is_some() && !plan.fold { DataOrder::AsGiven } else { DataOrder::Aligned }
+}
+
+/// The data of `tensor` in the dtype it is planned in.
+pub(super) fn bytes_of(tensor: &Tensor, spec: &TensorSpec) -> Result<Vec<u8>> {
+    let flat = tensor.flatten_all()?;
+    if spec.dtype == Dtype::U8 {
+        return Ok(flat.to_vec1::<u8>()?);
+    }
+    let values = flat.to_dtype(DType::F32)?.to_vec1::<f32>()?;
+    Ok(from_f32(spec.dtype, &values, &spec.name)?)
+}
+
 /// A tensor of the output.
 enum Made {
-    /// In f32, to be rounded to its dtype.
+    /// To be rounded to its dtype.
     Values(Tensor),
     /// Rows of a tensor of the input, as they are.
     Bytes(Vec<u8>),
@@ -103,7 +123,7 @@ struct Maker<'a> {
 impl<'a> Maker<'a> {
     fn new(model: &'a SourceModel, plan: &'a Plan, job: &'a Job, context: Context<'a>) -> Self {
         let units = model.units();
-        let fused = FusedTensors::of(&units, plan);
+        let fused = FusedTensors::of(&units, &plan.units, plan.fold);
         let mut makers = HashMap::new();
         for (index, (unit, planned)) in units.into_iter().zip(&plan.units).enumerate() {
             if !changes(&unit, planned, plan.fold) {
@@ -159,10 +179,34 @@ impl<'a> Maker<'a> {
             return Ok(Some(tensor));
         }
         let Some((index, unit)) = self.makers.get(name).cloned() else { return Ok(None) };
+        if let Some(part) = self.part_of(name, index, &unit)? {
+            self.pending.extend(part);
+            return Ok(self.pending.remove(name));
+        }
         let output = self.unit_output(&unit, &self.plan.units[index])?;
         check_output(&output, &written_tensors(&unit, &self.plan.units[index], self.plan.fold))?;
         self.pending.extend(output);
         Ok(self.pending.remove(name))
+    }
+
+    /// Tensor `name` and what is written beside it, where a unit's tensors are not written together.
+    fn part_of(&mut self, name: &str, index: usize, unit: &Unit) -> Result<Option<UnitOutput>> {
+        let planned = &self.plan.units[index];
+        let (Some(method), false) = (planned.method, self.plan.fold) else { return Ok(None) };
+        let Some(pass) = self.context.passes.iter().find(|pass| pass.method() == method) else {
+            return Ok(None);
+        };
+        let Some(analysis) = self.job.get(unit.name(), method, self.context.device()) else {
+            return Ok(None);
+        };
+        let weights = Weights::new(&self.model.checkpoint, self.context.device());
+        let part = pass.apply_part(unit, &weights, &analysis, &planned.offer, name)?;
+        if let (Some(_), [Storage::Stack { levels, .. }]) = (&part, &*planned.offer.storages) {
+            let errors = analysis.numbers("errors")?;
+            let error = errors.get(levels - 1).copied().unwrap_or(0.0);
+            self.errors.insert(unit.name().to_owned(), error);
+        }
+        Ok(part)
     }
 
     fn unit_output(&mut self, unit: &Unit, planned: &PlannedUnit) -> Result<UnitOutput> {
@@ -202,7 +246,14 @@ impl<'a> Maker<'a> {
         weights: &Weights<'_>,
         output: &mut UnitOutput,
     ) -> Result<()> {
-        let Storage::LowRank { .. } = storage else { return Ok(()) };
+        match *storage {
+            Storage::LowRank { .. } => {}
+            Storage::Stack { rank, levels } if self.plan.fold => {
+                return fold_stack(site, rank, levels, output);
+            }
+            // As it is, or made part by part.
+            Storage::Dense | Storage::Stack { .. } => return Ok(()),
+        }
         let mut factors = Vec::with_capacity(2);
         for part in ["u.weight", "v.weight"] {
             let name = format!("{}.{part}", site.name);
@@ -225,11 +276,31 @@ impl<'a> Maker<'a> {
     }
 }
 
+/// Puts the dense weight in the place of the blocks of a stack.
+fn fold_stack(site: &Site, rank: usize, levels: usize, output: &mut UnitOutput) -> Result<()> {
+    let missing = |name: &str| Error::Bug(format!("`{name}` was not made"));
+    let mut parts: [Vec<Tensor>; 3] = Default::default();
+    for level in 0..levels {
+        for (part, spec) in parts.iter_mut().zip(site.level_tensors(rank, level)) {
+            part.push(output.remove(&spec.name).ok_or_else(|| missing(&spec.name))?);
+        }
+    }
+    let name = format!("{}.scale", site.name);
+    let scale = output.remove(&name).ok_or_else(|| missing(&name))?;
+    let [signs, u, v] = parts.each_ref().map(|part| Tensor::stack(part, 0));
+    let inverse = scale.to_device(&Device::Cpu)?.recip()?.to_device(scale.device())?;
+    let (signs, u, v, rows) = (signs?, u?, v?, 0..site.out_features);
+    let weight = ops::stack_rebuild(&signs, &u, &v, Some(&inverse), rows, DType::F32)?;
+    output.insert(format!("{}.weight", site.name), weight);
+    Ok(())
+}
+
 /// `|W - u v| / |W|` in f64, some rows at a time; zero for a weight of zeros.
 fn relative_error(weight: &Tensor, u: &Tensor, v: &Tensor) -> Result<f64> {
     const ROWS: usize = 256;
     let v = v.to_dtype(DType::F64)?;
-    let energy = |t: &Tensor| -> Result<f64> { Ok(t.sqr()?.sum_all()?.to_scalar::<f64>()?) };
+    let energy =
+        |t: &Tensor| -> Result<f64> { Ok(t.sqr()?.sum(1)?.sum_all()?.to_scalar::<f64>()?) };
     let (mut size, mut error) = (0.0, 0.0);
     let m = weight.dim(0)?;
     for first in (0..m).step_by(ROWS) {

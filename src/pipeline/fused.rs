@@ -7,7 +7,7 @@ use candle_core::Tensor;
 
 use crate::arch::{Part, Site, Storage, Unit};
 use crate::error::{Error, Result};
-use crate::plan::{Plan, choices, fused_output, groups};
+use crate::plan::{PlannedUnit, choices, fused_output, groups};
 
 /// The last component of a tensor's name.
 const SUFFIXES: [&str; 2] = ["weight", "bias"];
@@ -22,12 +22,12 @@ pub(super) struct FusedTensors {
 }
 
 impl FusedTensors {
-    /// Those that `plan` asks for.
-    pub(super) fn of(units: &[Unit], plan: &Plan) -> Self {
+    /// Those that the plan of `units` asks for.
+    pub(super) fn of(units: &[Unit], planned: &[PlannedUnit], fold: bool) -> Self {
         let mut found = Self::default();
-        for group in groups(&choices(units, &plan.units)) {
+        for group in groups(&choices(units, planned)) {
             let dense = |storage: &Storage| *storage == Storage::Dense;
-            let Some(output) = fused_output(group, plan.fold) else {
+            let Some(output) = fused_output(group, fold) else {
                 let dense = group.iter().filter(|(_, storage)| dense(storage));
                 for (site, part) in dense.filter_map(|(site, _)| Some((site, site.fused()?))) {
                     for suffix in SUFFIXES {

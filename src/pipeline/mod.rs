@@ -10,6 +10,7 @@
 mod allocate;
 mod analyse;
 mod apply;
+mod cut;
 mod fused;
 mod statistics;
 mod verify;
@@ -17,6 +18,7 @@ mod verify;
 pub use allocate::{Request, draw_plan};
 pub use analyse::{CalibrationText, analyse};
 pub use apply::{Applied, apply};
+pub use cut::{Cut, StackRecord, cut};
 
 use candle_core::Device;
 

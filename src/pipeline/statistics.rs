@@ -3,7 +3,7 @@
 use crate::arch::{Site, SourceModel};
 use crate::error::Result;
 use crate::measure::{Backward, Keep, LayerMoments, Stream, Windows};
-use crate::passes::UnitStats;
+use crate::passes::{Needs, UnitStats};
 use crate::progress::Progress;
 
 use super::Context;
@@ -69,7 +69,12 @@ impl<'a> Statistics<'a> {
     /// Runs the next block and returns the statistics of `sites`, which are its own.
     pub(super) fn of_layer(&mut self, sites: &[&Site], context: Context<'_>) -> Result<UnitStats> {
         let progress: &dyn Progress = context.progress;
-        let mut moments = LayerMoments::for_sites(sites, context.device())?;
+        // Text prices what a pass of weights alone offers, too.
+        let second = context.passes.iter().any(|pass| pass.needs() != Needs::Squares);
+        let mut moments = match second {
+            true => LayerMoments::for_sites(sites, context.device())?,
+            false => LayerMoments::squares_only(sites, context.device())?,
+        };
         let gradients = match self {
             Self::None => return Ok(UnitStats::new()),
             Self::Forward(stream) if sites.is_empty() => {

@@ -9,8 +9,8 @@ use std::collections::{HashMap, HashSet};
 
 use serde_json::{Map, Value, json};
 
-use super::plan_file::PlannedUnit;
-use crate::arch::{Part, Site, SourceModel, Storage, Unit};
+use super::plan_file::{PlannedStack, PlannedUnit};
+use crate::arch::{Part, Site, SourceModel, StackBlock, StackOrder, Storage, Unit};
 use crate::checkpoint::TensorSpec;
 
 /// A site and the storage planned for it.
@@ -47,6 +47,9 @@ pub(crate) fn declared_storage(choices: &[Choice<'_>], fold: bool) -> Map<String
                 Storage::Dense if site.part.is_none() => continue,
                 Storage::Dense => json!({ "kind": "dense" }),
                 Storage::LowRank { rank } => json!({ "kind": "low_rank", "rank": rank }),
+                Storage::Stack { rank, levels } => {
+                    json!({ "kind": "stack", "rank": rank, "levels": levels })
+                }
             };
             declared.insert(site.name.clone(), value);
         }
@@ -57,10 +60,12 @@ pub(crate) fn declared_storage(choices: &[Choice<'_>], fold: bool) -> Map<String
 /// Every tensor of the output in the order of the input: the weights of a site, or of a group that is
 /// fused before or after, stand where its first weight stood, biases where its first bias stood, and
 /// everything else stays.
+/// The blocks of a `stack` come last, in its order.
 pub(crate) fn output_tensors(
     model: &SourceModel,
     planned: &[PlannedUnit],
     fold: bool,
+    stack: Option<&PlannedStack>,
 ) -> Vec<TensorSpec> {
     let units = model.units();
     let choices = choices(&units, planned);
@@ -86,6 +91,29 @@ pub(crate) fn output_tensors(
             Some(_) => {}
         }
     }
+    match stack {
+        Some(stack) if !fold => in_order(tensors, &units, planned, stack),
+        _ => tensors,
+    }
+}
+
+/// `tensors` with the blocks of a stack behind all others, in the stack's order.
+fn in_order(
+    mut tensors: Vec<TensorSpec>,
+    units: &[Unit],
+    planned: &[PlannedUnit],
+    stack: &PlannedStack,
+) -> Vec<TensorSpec> {
+    let sites: Vec<Choice<'_>> = choices(units, planned);
+    let order = StackOrder::of_sites(stack.order.iter().copied());
+    let level = |block: &StackBlock| match sites.get(block.site) {
+        Some((site, Storage::Stack { rank, .. })) => site.level_tensors(*rank, block.level),
+        _ => Vec::new(),
+    };
+    let blocks: Vec<TensorSpec> = order.blocks().iter().flat_map(level).collect();
+    let names: HashSet<&String> = blocks.iter().map(|tensor| &tensor.name).collect();
+    tensors.retain(|tensor| !names.contains(&tensor.name));
+    tensors.extend(blocks);
     tensors
 }
 

@@ -43,6 +43,9 @@ pub struct Plan {
     pub weight_bytes: u64,
     /// What was chosen for every unit, in layer order.
     pub units: Vec<PlannedUnit>,
+    /// The blocks of a stack, most important first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stack: Option<PlannedStack>,
     /// Every tensor of the output, in the order written.
     pub tensors: Vec<TensorSpec>,
 }
@@ -82,6 +85,8 @@ pub enum Rule {
     Uniform(f64),
     /// One threshold over the normalised singular values of all linears removes this fraction.
     Reduce(f64),
+    /// Every linear gets all its blocks: the size is chosen when the stack is read.
+    Stack,
 }
 
 /// What expected losses rest on.
@@ -109,6 +114,16 @@ pub struct Calibration {
     pub window: usize,
     /// Hash of the token windows.
     pub windows_sha256: String,
+}
+
+/// The blocks of a stack in order of priority.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PlannedStack {
+    /// The number of the linear that each block belongs to, in layer order.
+    pub order: Vec<usize>,
+    /// Expected loss once the block is there, all before it being there, in the plan's unit.
+    pub expected_loss: Vec<f64>,
 }
 
 /// The choice for one unit.
@@ -190,13 +205,33 @@ impl Plan {
                 ));
             }
         }
-        let tensors = output_tensors(model, &self.units, self.fold);
+        self.check_stack()?;
+        let tensors = output_tensors(model, &self.units, self.fold, self.stack.as_ref());
         if tensors != self.tensors {
             return Err("its list of tensors does not follow from its units".into());
         }
         let bytes: u64 = tensors.iter().map(TensorSpec::bytes).sum();
         if bytes != self.weight_bytes {
             return Err(format!("its tensors have {bytes} bytes, not {}", self.weight_bytes));
+        }
+        Ok(())
+    }
+
+    /// The order must name every block of every stack once.
+    fn check_stack(&self) -> Result<(), String> {
+        let storages = || self.units.iter().flat_map(|unit| &unit.offer.storages);
+        let order = self.stack.as_ref().map_or(&[][..], |stack| &stack.order);
+        let mut named = vec![0; storages().count()];
+        for &site in order {
+            *named.get_mut(site).ok_or_else(|| format!("its order names linear {site}"))? += 1;
+        }
+        for (index, (storage, named)) in storages().zip(named).enumerate() {
+            let levels = if let Storage::Stack { levels, .. } = storage { *levels } else { 0 };
+            if named != levels {
+                return Err(format!(
+                    "its order has {named} blocks of linear {index}, not {levels}"
+                ));
+            }
         }
         Ok(())
     }
@@ -214,6 +249,8 @@ impl Plan {
         }
         match *storage {
             Storage::LowRank { rank } if rank > 0 && rank.is_multiple_of(self.rank_multiple) => {}
+            // A stack may be larger than what it is made from: it is cut when it is read.
+            Storage::Stack { rank, levels } if rank > 0 && levels > 0 => return Ok(()),
             _ => return Err(format!("`{name}` cannot become {storage:?}")),
         }
         match site.bytes(storage) < site.bytes(&site.storage) {

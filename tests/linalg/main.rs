@@ -15,6 +15,7 @@ mod qr;
 mod svd;
 mod threads;
 mod triangular;
+mod truncated;
 
 use candle_core::Device;
 
@@ -65,6 +66,14 @@ suite! {
         svd_finds_known_values_and_rank,
         svd_spans_many_orders_of_magnitude,
         truncated_svd_errs_by_the_tail_of_the_spectrum,
+    }
+    truncated {
+        truncated_svd_finds_the_leading_values_and_vectors,
+        truncated_svd_decomposes_all_where_that_is_asked_for,
+        truncated_svd_falls_back_where_it_has_not_settled,
+        truncated_svd_of_a_low_rank_matrix_has_its_rank,
+        truncated_svd_refuses_what_it_cannot_decompose,
+        gaussian_is_normal_and_the_same_everywhere,
     }
     qr {
         orthonormalise_gives_a_basis_of_the_columns,

@@ -53,11 +53,15 @@ pub fn folders() -> &'static [PathBuf] {
         for root in toolkits.into_iter().flatten() {
             folders.extend([root.join("lib64"), root.join("lib")]);
         }
-        let pythons = [variable("VIRTUAL_ENV"), python_prefix()];
+        let user = variable("HOME").map(|home| home.join(".local"));
+        let pythons = [variable("VIRTUAL_ENV"), python_prefix(), user, Some("/usr/local".into())];
         for root in pythons.into_iter().flatten() {
             for python in entries(&root.join("lib")) {
-                let packages = entries(&python.join("site-packages/nvidia"));
-                folders.extend(packages.into_iter().map(|package| package.join("lib")));
+                // Debian's own Python has another name for the folder.
+                for site in ["site-packages/nvidia", "dist-packages/nvidia"] {
+                    let packages = entries(&python.join(site));
+                    folders.extend(packages.into_iter().map(|package| package.join("lib")));
+                }
             }
         }
         folders.retain(|folder| folder.is_dir());
@@ -65,7 +69,8 @@ pub fn folders() -> &'static [PathBuf] {
     })
 }
 
-/// The folder above that of the `python3` on PATH.
+/// The folder above that of the `python3` on PATH, whose link, if it is one, is not followed: that of a
+/// virtual environment leads out of it.
 fn python_prefix() -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
     let python = std::env::split_paths(&path).map(|d| d.join("python3")).find(|p| p.exists())?;

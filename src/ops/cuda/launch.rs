@@ -5,7 +5,7 @@ use candle_core::cuda_backend::cudarc::driver::{
 };
 use candle_core::cuda_backend::{CudaStorageSlice, WrapErr};
 use candle_core::{CudaDevice, CudaStorage, DType, Layout, Result};
-use half::bf16;
+use half::{bf16, f16};
 
 use super::{Grid, modules};
 use crate::ops::operand;
@@ -22,11 +22,14 @@ enum Argument<'a> {
     F32(CudaView<'a, f32>),
     F64(CudaView<'a, f64>),
     Bf16(CudaView<'a, bf16>),
+    F16(CudaView<'a, f16>),
+    U8(CudaView<'a, u8>),
     U32(CudaView<'a, u32>),
     InPlaceF32(CudaViewMut<'a, f32>),
     InPlaceF64(CudaViewMut<'a, f64>),
     NewF32(CudaSlice<f32>),
     NewBf16(CudaSlice<bf16>),
+    NewU8(CudaSlice<u8>),
     List(CudaSlice<i64>),
     Int(i64),
     Float(f32),
@@ -59,8 +62,10 @@ impl<'a> Launch<'a> {
             CudaStorageSlice::F32(slice) => Argument::F32(slice.slice(start..end)),
             CudaStorageSlice::F64(slice) => Argument::F64(slice.slice(start..end)),
             CudaStorageSlice::BF16(slice) => Argument::Bf16(slice.slice(start..end)),
+            CudaStorageSlice::F16(slice) => Argument::F16(slice.slice(start..end)),
+            CudaStorageSlice::U8(slice) => Argument::U8(slice.slice(start..end)),
             CudaStorageSlice::U32(slice) => Argument::U32(slice.slice(start..end)),
-            _ => return Err(self.refuse("reads f32, f64, bf16 and u32")),
+            _ => return Err(self.refuse("reads f32, f64, bf16, f16, u8 and u32")),
         });
         Ok(self)
     }
@@ -93,7 +98,7 @@ impl<'a> Launch<'a> {
         Ok(self)
     }
 
-    /// A new tensor of `elements`, f32 or bf16, not filled with anything.
+    /// A new tensor of `elements`, f32, bf16 or u8, not filled with anything.
     #[expect(unsafe_code, reason = "memory that nothing was written to yet")]
     pub(in crate::ops) fn output(mut self, dtype: DType, elements: usize) -> Result<Self> {
         // The driver has no allocation of no bytes.
@@ -103,7 +108,8 @@ impl<'a> Launch<'a> {
             match dtype {
                 DType::F32 => Argument::NewF32(self.device.alloc(elements)?),
                 DType::BF16 => Argument::NewBf16(self.device.alloc(elements)?),
-                _ => return Err(self.refuse("makes f32 and bf16")),
+                DType::U8 => Argument::NewU8(self.device.alloc(elements)?),
+                _ => return Err(self.refuse("makes f32, bf16 and u8")),
             }
         };
         self.arguments.push(argument);
@@ -153,11 +159,14 @@ impl<'a> Launch<'a> {
                 Argument::F32(view) => launch.arg(&*view),
                 Argument::F64(view) => launch.arg(&*view),
                 Argument::Bf16(view) => launch.arg(&*view),
+                Argument::F16(view) => launch.arg(&*view),
+                Argument::U8(view) => launch.arg(&*view),
                 Argument::U32(view) => launch.arg(&*view),
                 Argument::InPlaceF32(view) => launch.arg(view),
                 Argument::InPlaceF64(view) => launch.arg(view),
                 Argument::NewF32(slice) => launch.arg(slice),
                 Argument::NewBf16(slice) => launch.arg(slice),
+                Argument::NewU8(slice) => launch.arg(slice),
                 Argument::List(slice) => launch.arg(&*slice),
                 Argument::Int(value) => launch.arg(&*value),
                 Argument::Float(value) => launch.arg(&*value),
@@ -177,6 +186,7 @@ impl<'a> Launch<'a> {
         let made = self.arguments.into_iter().filter_map(|argument| match argument {
             Argument::NewF32(slice) => Some(CudaStorage::wrap_cuda_slice(slice, device.clone())),
             Argument::NewBf16(slice) => Some(CudaStorage::wrap_cuda_slice(slice, device.clone())),
+            Argument::NewU8(slice) => Some(CudaStorage::wrap_cuda_slice(slice, device.clone())),
             _ => None,
         });
         Ok(Outputs(made.collect()))

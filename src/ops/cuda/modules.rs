@@ -2,6 +2,7 @@
 //! kept in the user's cache folder.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -26,21 +27,32 @@ struct Module {
 
 include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
 
+/// Modules and functions that were loaded, by context and name.
+#[derive(Default)]
+struct Loaded {
+    modules: HashMap<(usize, String), Arc<CudaModule>>,
+    functions: HashMap<(usize, String), CudaFunction>,
+}
+
 /// Kernel `kernel` of `kernels/<module>.cu` on `device`.
 pub(super) fn function(device: &CudaDevice, module: &str, kernel: &str) -> Result<CudaFunction> {
-    type Loaded = HashMap<(usize, String), CudaFunction>;
     static LOADED: Mutex<Option<Loaded>> = Mutex::new(None);
     let stream = device.cuda_stream();
     let context = stream.context();
-    // The functions below keep their context alive, so its address is its own.
-    let key = (Arc::as_ptr(context) as usize, format!("{module}/{kernel}"));
+    // What is kept below keeps its context alive, so its address is its own.
+    let at = Arc::as_ptr(context) as usize;
     let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
-    let loaded = loaded.get_or_insert_default();
-    if let Some(function) = loaded.get(&key) {
+    let Loaded { modules, functions } = loaded.get_or_insert_default();
+    let key = (at, format!("{module}/{kernel}"));
+    if let Some(function) = functions.get(&key) {
         return Ok(function.clone());
     }
-    let function = load(context, module)?.load_function(kernel).w()?;
-    loaded.insert(key, function.clone());
+    let image = match modules.entry((at, module.to_owned())) {
+        Entry::Occupied(entry) => entry.into_mut(),
+        Entry::Vacant(entry) => entry.insert(load(context, module)?),
+    };
+    let function = image.load_function(kernel).w()?;
+    functions.insert(key, function.clone());
     Ok(function)
 }
 

@@ -1,0 +1,95 @@
+//! Residual stacks on the CPU: one token through a stack against rebuilding its matrix, and the
+//! decomposition of a Gaussian matrix.
+//!
+//! `cargo bench --bench stack -- M N RANK LEVELS ROUNDS` prints one JSON object with the least
+//! seconds of each, and what they come to in operations and bytes per second.
+
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a bench may panic and prints")]
+
+use std::time::Instant;
+
+use bantam::linalg::{self, Truncation};
+use bantam::ops;
+use candle_core::{DType, Device, Tensor};
+
+fn main() {
+    let arguments: Vec<usize> = std::env::args().skip(1).filter_map(|a| a.parse().ok()).collect();
+    let &[m, n, rank, levels, rounds] = arguments.as_slice() else {
+        // `cargo test --benches` runs this with no sizes: there is nothing to measure.
+        return;
+    };
+    let device = Device::Cpu;
+    let w = linalg::gaussian(m, n, 1, &device).unwrap();
+    let x = linalg::gaussian(1, n, 2, &device).unwrap();
+    let options = Truncation::to(rank);
+    let mut least = [f64::INFINITY; 8];
+    let mut keep = |index: usize, started: Instant| {
+        least[index] = least[index].min(started.elapsed().as_secs_f64());
+    };
+    let mut exact = 0;
+    for _ in 0..rounds {
+        let r = w.copy().unwrap();
+        let all = Instant::now();
+        let omega = linalg::gaussian(n, options.width(), options.seed, &device).unwrap();
+        let started = Instant::now();
+        let (mut signs, mut sketch) = ops::sign_pack(&r, Some(&omega)).unwrap();
+        keep(1, started);
+        let (mut all_signs, mut us, mut vs) = (Vec::new(), Vec::new(), Vec::new());
+        exact = 0;
+        for level in 0..levels {
+            let started = Instant::now();
+            let magnitudes = r.abs().unwrap();
+            keep(2, started);
+            let started = Instant::now();
+            let svd =
+                linalg::truncated_svd(&magnitudes, sketch.as_ref(), options, "a level").unwrap();
+            keep(3, started);
+            exact += usize::from(svd.exact);
+            let roots: Vec<f32> = svd.s.iter().map(|s| s.sqrt() as f32).collect();
+            let roots = Tensor::from_vec(roots, (1, rank), &device).unwrap();
+            let half = |t: Tensor| t.to_dtype(DType::F16).unwrap().unsqueeze(0).unwrap();
+            let u = half(svd.u.broadcast_mul(&roots).unwrap());
+            let v = half(svd.vt.broadcast_mul(&roots.t().unwrap()).unwrap());
+            let omega = (level + 1 < levels).then_some(&omega);
+            let started = Instant::now();
+            let next = ops::residual(&r, &signs, &u, &v, omega).unwrap();
+            if omega.is_some() {
+                keep(4, started);
+            }
+            all_signs.push(std::mem::replace(&mut signs, next.0));
+            sketch = next.1;
+            us.push(u);
+            vs.push(v);
+        }
+        keep(0, all);
+        let [signs, u, v] = [all_signs, us, vs].map(|parts| Tensor::cat(&parts, 0).unwrap());
+        let started = Instant::now();
+        let y = ops::stack_matvec(&x, &signs, &u, &v).unwrap();
+        keep(5, started);
+        let started = Instant::now();
+        let rebuilt = ops::stack_rebuild(&signs, &u, &v, None, 0..m, DType::F32).unwrap();
+        keep(6, started);
+        let started = Instant::now();
+        let y_of_w = ops::linear(&x, &rebuilt, None, ops::GradientSinks::default()).unwrap();
+        keep(7, started);
+        let gap = (y - &y_of_w).unwrap().sqr().unwrap().sum_all().unwrap();
+        let size = y_of_w.sqr().unwrap().sum_all().unwrap();
+        let gap = (gap / size).unwrap().sqrt().unwrap().to_scalar::<f32>().unwrap();
+        assert!(gap < 1e-5, "the two products differ by {gap:e}");
+    }
+    let [decomposition, sign_pack, abs, truncated_svd, residual, matvec, rebuild, product] = least;
+    let flops = (2 * levels * m * n * rank) as f64;
+    let bytes = (levels * (m * n.div_ceil(8) + 2 * rank * (m + n))) as f64;
+    println!(
+        "{}",
+        serde_json::json!({
+            "shape": [m, n], "rank": rank, "levels": levels, "exact": exact,
+            "decomposition": decomposition, "sign_pack": sign_pack, "abs": abs,
+            "truncated_svd": truncated_svd, "residual": residual,
+            "stack_matvec": matvec, "stack_rebuild": rebuild, "product": product,
+            "matvec_gain": (rebuild + product) / matvec,
+            "matvec_gflops": flops / matvec / 1e9, "matvec_gbytes": bytes / matvec / 1e9,
+            "rebuild_gflops": flops / rebuild / 1e9,
+        })
+    );
+}

@@ -1,0 +1,180 @@
+//! `bantam plan STACK --sweep N`: what a stack is worth at budgets from the smallest to the whole,
+//! as a table, as JSON, and as a plot.
+
+use std::path::PathBuf;
+
+use serde::Serialize;
+use serde_json::json;
+
+use super::args::{CalibrationArgs, ModelArg};
+use super::compute::ComputeArgs;
+use super::console::Console;
+use super::job::keep_out_of_model;
+use super::plot::{self, Curve};
+use super::report::perplexity_text;
+use super::table::Table;
+use crate::arch::SourceModel;
+use crate::atomic;
+use crate::error::{Error, Result};
+use crate::eval::{Perplexity, perplexity};
+use crate::measure::PassKind;
+use crate::pipeline::StackRecord;
+use crate::plan::{LossBasis, format_size};
+
+/// What is asked of a stack.
+#[derive(Debug, clap::Args)]
+pub(super) struct SweepArgs {
+    /// Of a stack: N budgets evenly spaced from the smallest model to the whole stack, the expected
+    /// loss of each, and with --text its perplexity.
+    #[arg(
+        long,
+        value_name = "N",
+        value_parser = clap::value_parser!(u32).range(2..=1000),
+        conflicts_with_all = ["TargetArgs", "method", "measure", "output", "job", "fold"]
+    )]
+    pub(super) sweep: Option<u32>,
+
+    /// Plot what --sweep finds to this SVG file.
+    #[arg(long, value_name = "FILE", requires = "sweep")]
+    plot: Option<PathBuf>,
+}
+
+/// What else the verb was told.
+pub(super) struct Sweep<'a> {
+    pub(super) model: &'a ModelArg,
+    pub(super) arguments: &'a SweepArgs,
+    pub(super) text: &'a CalibrationArgs,
+    pub(super) compute: &'a ComputeArgs,
+    pub(super) json: bool,
+}
+
+/// One budget.
+#[derive(Debug, Serialize)]
+struct Row {
+    budget: u64,
+    weight_bytes: u64,
+    blocks: usize,
+    mean_levels: f64,
+    expected_loss: Option<f64>,
+    #[serde(flatten)]
+    measured: Option<Perplexity>,
+}
+
+pub(super) fn run(sweep: &Sweep<'_>, budgets: u32, console: &Console) -> Result<()> {
+    let model = sweep.model.open()?;
+    model.require_stack()?;
+    let record = StackRecord::read(&model)?;
+    let plot = sweep.arguments.plot.as_deref();
+    if let Some(file) = plot {
+        keep_out_of_model(file, &model)?;
+        if record.basis().is_none() && !sweep.text.given() {
+            return Err(Error::usage(
+                format!("`{}` has no expected losses to plot", model.checkpoint.root().display()),
+                "add --text FILE to measure perplexities",
+            ));
+        }
+    }
+    let mut rows = rows(&model, &record, budgets)?;
+    let text = sweep.text.windows(&model)?;
+    if let Some(text) = &text {
+        let length = text.windows.length();
+        for row in &mut rows {
+            let model = sweep.model.open()?.within(row.budget)?;
+            let place = sweep.compute.place(&model, length, PassKind::default(), console)?;
+            let found = perplexity(&model, &text.windows, &place, console)?;
+            console.detail(&format!("{}: {}", row.budget, perplexity_text(&found)));
+            row.measured = Some(found);
+        }
+    }
+    if let Some(file) = plot {
+        atomic::write(file, draw(&rows, record.basis())?.as_bytes(), false)?;
+        console.note(&format!("wrote `{}`", file.display()));
+    }
+    if sweep.json {
+        return console.json(&json!({
+            "loss_basis": record.basis(),
+            "text_sha256": text.as_ref().map(|text| &text.text_sha256),
+            "windows_sha256": text.as_ref().map(|text| text.windows.sha256()),
+            "budgets": rows,
+        }));
+    }
+    console.data(&describe(&rows, record.basis()))
+}
+
+/// The budgets, and what is known of each from headers and manifest.
+fn rows(model: &SourceModel, record: &StackRecord, budgets: u32) -> Result<Vec<Row>> {
+    let order = model.require_stack()?;
+    let fixed = model.bytes_outside_blocks();
+    let smallest = fixed + order.prefix(order.needed()).bytes(&model.sites);
+    let whole = fixed + order.bytes(&model.sites);
+    let levels = order.levels(model.sites.len());
+    let linears = levels.into_iter().filter(|levels| *levels > 0).count().max(1);
+    let steps = u128::from(budgets - 1);
+    let row = |step: u128| {
+        let budget = smallest + (u128::from(whole - smallest) * step / steps) as u64;
+        let prefix = order.within(budget, fixed, &model.sites)?;
+        let blocks = prefix.blocks().len();
+        Ok(Row {
+            budget,
+            weight_bytes: fixed + prefix.bytes(&model.sites),
+            blocks,
+            mean_levels: blocks as f64 / linears as f64,
+            expected_loss: record.expected_loss(blocks),
+            measured: None,
+        })
+    };
+    (0..=steps).map(row).collect()
+}
+
+/// What the expected losses are.
+fn basis_text(basis: LossBasis) -> &'static str {
+    match basis {
+        LossBasis::Assumed => "assumed from shapes",
+        LossBasis::Nats => "nats per token",
+        LossBasis::OutputEnergy => "output energy, relative",
+        LossBasis::WeightEnergy => "weight energy",
+    }
+}
+
+fn describe(rows: &[Row], basis: Option<LossBasis>) -> String {
+    let mut table =
+        Table::new(["budget", "bytes", "size", "blocks", "levels", "expected", "perplexity"]);
+    for row in rows {
+        table.row([
+            row.budget.to_string(),
+            row.weight_bytes.to_string(),
+            format_size(row.weight_bytes),
+            row.blocks.to_string(),
+            format!("{:.2}", row.mean_levels),
+            row.expected_loss.map_or_else(String::new, |loss| format!("{loss:.5}")),
+            row.measured.as_ref().map_or_else(String::new, perplexity_text),
+        ]);
+    }
+    let mut text = table.render();
+    if let Some(basis) = basis {
+        text += &format!("\nexpected loss in {}\n", basis_text(basis));
+    }
+    if let Some(found) = rows.iter().find_map(|row| row.measured.as_ref()) {
+        text += &format!(
+            "perplexity of {} tokens in {} windows of {} ({}), ± standard error\n",
+            found.tokens, found.windows, found.window, found.protocol
+        );
+    }
+    text
+}
+
+/// Expected loss and perplexity against size.
+fn draw(rows: &[Row], basis: Option<LossBasis>) -> Result<String> {
+    let mib = |row: &Row| row.weight_bytes as f64 / f64::from(1 << 20);
+    let expected = rows.iter().filter_map(|row| Some((mib(row), row.expected_loss?, None)));
+    let measured = rows.iter().filter_map(|row| {
+        let found = row.measured.as_ref()?;
+        Some((mib(row), found.perplexity, found.perplexity_stderr))
+    });
+    let basis = basis.map_or("", basis_text);
+    let curves = [
+        Curve { title: format!("expected loss ({basis})"), points: expected.collect() },
+        Curve { title: "perplexity ± standard error".into(), points: measured.collect() },
+    ];
+    plot::svg("weights (MiB)", &curves)
+}

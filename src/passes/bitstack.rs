@@ -1,0 +1,327 @@
+//! `BitStack`: every linear as a sum of residual blocks, each a matrix of signs and factors of the
+//! absolute value (arXiv 2410.23918).
+//!
+//! With input channels scaled by `s_j = √E[x_j²] + ε` and `R_0 = W diag(s)`,
+//!
+//! ```text
+//! S_i = sign(R_i)    |R_i| ≈ u_i v_i, rank k    R_(i+1) = R_i - S_i ∘ (u_i v_i)    i < levels
+//! W ≈ (Σ_i S_i ∘ (u_i v_i)) diag(1/s)           loss_j = ½ Σ_o E[g_o²] Σ_c E[x_c²] (R_j[o, c] / s_c)²
+//! ```
+//!
+//! in nats per token, cross terms of the inputs left out: what is left of a weight after a block has
+//! the signs of noise. Factors are rounded to f16 before their product is subtracted, so that later
+//! levels make up for the rounding. The scale is kept beside the blocks and never folded into what
+//! comes before, so `o_proj` under grouped-query attention is scaled as every other linear is.
+
+use candle_core::{DType, Device, Tensor};
+
+use super::{Analysis, Method, Needs, Pass, Repairs, UnitOutput, UnitStats, Weights, single};
+use crate::arch::{Site, Storage, Unit};
+use crate::digest::Digest;
+use crate::error::{Error, Result};
+use crate::linalg::{self, Truncation};
+use crate::measure::{Importance, SiteStats};
+use crate::ops;
+use crate::plan::Offer;
+
+/// Columns of the sketch beyond the rank, and power steps: with these the fourth level is within a
+/// percent of what exact decompositions give.
+const OVERSAMPLING: usize = 16;
+const POWER_STEPS: usize = 4;
+
+/// The least a channel is scaled by, relative to the mean.
+const LEAST_SCALE: f64 = 1e-4;
+
+/// How a stack is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StackOptions {
+    /// Blocks of every linear.
+    pub levels: usize,
+    /// Rank of the factors.
+    pub rank: usize,
+    /// Decompose exactly, level by level.
+    pub exact: bool,
+}
+
+impl Default for StackOptions {
+    fn default() -> Self {
+        Self { levels: 8, rank: 16, exact: false }
+    }
+}
+
+/// The pass.
+#[derive(Debug, Clone, Copy)]
+pub struct Bitstack {
+    options: StackOptions,
+}
+
+impl Bitstack {
+    /// With the given options.
+    pub fn new(options: StackOptions) -> Self {
+        Self { options }
+    }
+
+    /// The rank for a site, which may be too small for the one asked for.
+    fn rank(&self, site: &Site) -> usize {
+        self.options.rank.min(site.out_features).min(site.in_features)
+    }
+
+    /// Rank, levels, and whether exactly: what an analysis holds for.
+    fn made_with(&self, site: &Site) -> [f64; 3] {
+        let StackOptions { levels, exact, .. } = self.options;
+        [self.rank(site) as f64, levels as f64, f64::from(u8::from(exact))]
+    }
+
+    /// A job that was made with other options is of no use.
+    fn expect_made_alike(&self, site: &Site, analysis: &Analysis) -> Result<()> {
+        let found = analysis.numbers("made_with")?;
+        if found == self.made_with(site) {
+            return Ok(());
+        }
+        let [rank, levels] = [0, 1].map(|at| found.get(at).copied().unwrap_or(0.0));
+        Err(Error::usage(
+            format!("the job holds {levels} levels of blocks of rank {rank} of each linear"),
+            "give the same --rank, --levels and --exact-svd, or another --job folder",
+        ))
+    }
+}
+
+impl Pass for Bitstack {
+    fn method(&self) -> Method {
+        Method::Bitstack
+    }
+
+    fn needs(&self) -> Needs {
+        Needs::Squares
+    }
+
+    fn takes(&self, unit: &Unit) -> bool {
+        single(unit).is_ok_and(|site| site.storage == Storage::Dense)
+    }
+
+    fn analyse(&self, unit: &Unit, weights: &Weights<'_>, stats: &UnitStats) -> Result<Analysis> {
+        let site = single(unit)?;
+        let weight = weights.dense(site)?;
+        let (m, n) = weight.dims2()?;
+        let stats = stats.get(&site.name);
+        let squares = stats.map(|stats| stats.input_squares.to_vec());
+        // An expert that no token chose has no input to be scaled by.
+        let squares = squares.unwrap_or_else(|| vec![1.0; n]);
+        let scale = scale(&squares);
+        let device = &weight.device().clone();
+        let scale_row = Tensor::from_slice(&scale, (1, n), device)?;
+        let residual = weight.broadcast_mul(&scale_row)?.contiguous()?;
+        drop(weight);
+        let prices = Prices::of(stats, &squares, &scale, m, device)?;
+        let sizes = Prices::plain(&scale, m, device)?;
+
+        let (rank, seed) = (self.rank(site), seed_of(&site.name));
+        let sketch = (!self.options.exact).then_some(rank + OVERSAMPLING);
+        let sketch = sketch.filter(|columns| *columns < m.min(n));
+        let omega = |level: u64| {
+            sketch.map(|columns| linalg::gaussian(n, columns, seed ^ level, device)).transpose()
+        };
+        let mut analysis = Analysis::default();
+        let mut repairs = Repairs::default();
+        let (mut losses, mut errors) = (vec![prices.loss(&residual)?], Vec::new());
+        let whole = sizes.loss(&residual)?;
+        let (mut sign, mut sketched) = ops::sign_pack(&residual, omega(0)?.as_ref())?;
+        for level in 0..self.options.levels {
+            let options = Truncation {
+                rank,
+                oversampling: OVERSAMPLING,
+                power_steps: POWER_STEPS,
+                seed: seed ^ level as u64,
+                exact: sketch.is_none(),
+            };
+            let subject = format!("{}, level {level}", site.name);
+            let found =
+                linalg::truncated_svd(&residual.abs()?, sketched.as_ref(), options, &subject)?;
+            repairs.exact_decompositions += u64::from(found.fell_back);
+            let roots: Vec<f32> = found.s.iter().map(|s| s.sqrt() as f32).collect();
+            let roots = Tensor::from_slice(&roots, roots.len(), device)?;
+            let u = found.u.broadcast_mul(&roots.unsqueeze(0)?)?.to_dtype(DType::F16)?;
+            let v = found.vt.broadcast_mul(&roots.unsqueeze(1)?)?.to_dtype(DType::F16)?;
+            let (u, v) = (u.contiguous()?, v.contiguous()?);
+            let next = omega(level as u64 + 1)?;
+            let block = [&u, &v].map(|factor| factor.unsqueeze(0));
+            let [Ok(one_u), Ok(one_v)] = &block else {
+                return Err(Error::Bug("factors without a shape".into()));
+            };
+            let after = ops::residual(&residual, &sign, one_u, one_v, next.as_ref())?;
+            losses.push(prices.loss(&residual)?);
+            errors.push((sizes.loss(&residual)? / whole.max(f64::MIN_POSITIVE)).sqrt());
+            if losses.last().is_some_and(|loss| !loss.is_finite()) {
+                let what = format!("`{}.{level}`", site.name);
+                return Err(Error::NonFinite { what, detail: "its factors in f16".into() });
+            }
+            let signs = std::mem::replace(&mut sign, after.0).squeeze(0)?;
+            sketched = after.1;
+            analysis = analysis
+                .with(format!("{level}.sign"), signs)
+                .with(format!("{level}.u"), u)
+                .with(format!("{level}.v"), v);
+        }
+        analysis.repairs = repairs;
+        Ok(analysis
+            .with("losses", Tensor::new(losses, &Device::Cpu)?)
+            .with("errors", Tensor::new(errors, &Device::Cpu)?)
+            .with("made_with", Tensor::new(&self.made_with(site), &Device::Cpu)?)
+            .with("scale", Tensor::new(scale, &Device::Cpu)?))
+    }
+
+    fn offers(&self, unit: &Unit, analysis: Option<&Analysis>) -> Result<Vec<Offer>> {
+        let site = single(unit)?;
+        let losses = match analysis {
+            Some(analysis) => {
+                self.expect_made_alike(site, analysis)?;
+                analysis.numbers("losses")?
+            }
+            None => assumed_losses(site, self.options.levels),
+        };
+        let rank = self.rank(site);
+        let stacks = (1..losses.len()).map(|levels| {
+            let storage = Storage::Stack { rank, levels };
+            let bytes = site.bytes(&storage);
+            Offer { bytes, expected_loss: losses[levels], storages: vec![storage] }
+        });
+        let stored = Offer {
+            bytes: site.bytes(&site.storage),
+            expected_loss: 0.0,
+            storages: vec![site.storage.clone()],
+        };
+        Ok(stacks.chain([stored]).collect())
+    }
+
+    fn apply(
+        &self,
+        unit: &Unit,
+        weights: &Weights<'_>,
+        analysis: &Analysis,
+        chosen: &Offer,
+    ) -> Result<UnitOutput> {
+        let site = single(unit)?;
+        let [Storage::Stack { rank, levels }] = *chosen.storages.as_slice() else {
+            return Err(Error::Bug(format!("bitstack cannot carry out {:?}", chosen.storages)));
+        };
+        let mut output = beside_blocks(site, weights, analysis)?;
+        for level in 0..levels {
+            output.extend(block(site, rank, level, analysis)?);
+        }
+        Ok(output)
+    }
+
+    /// Blocks of all linears are written in the order of their priority.
+    fn apply_part(
+        &self,
+        unit: &Unit,
+        weights: &Weights<'_>,
+        analysis: &Analysis,
+        chosen: &Offer,
+        tensor: &str,
+    ) -> Result<Option<UnitOutput>> {
+        let site = single(unit)?;
+        let [Storage::Stack { rank, levels }] = *chosen.storages.as_slice() else {
+            return Ok(None);
+        };
+        let of = |level: &usize| site.level_tensors(rank, *level).iter().any(|t| t.name == tensor);
+        Ok(Some(match (0..levels).find(of) {
+            Some(level) => block(site, rank, level, analysis)?,
+            None => beside_blocks(site, weights, analysis)?,
+        }))
+    }
+}
+
+/// The tensors of a linear that are not blocks.
+fn beside_blocks(site: &Site, weights: &Weights<'_>, analysis: &Analysis) -> Result<UnitOutput> {
+    let mut output = UnitOutput::new();
+    output.insert(format!("{}.scale", site.name), analysis.tensor("scale")?);
+    if let Some(bias) = weights.bias(site)? {
+        output.insert(format!("{}.bias", site.name), bias.to_dtype(DType::F32)?);
+    }
+    Ok(output)
+}
+
+/// The tensors of one block.
+fn block(site: &Site, rank: usize, level: usize, analysis: &Analysis) -> Result<UnitOutput> {
+    let parts = ["sign", "u", "v"].into_iter().zip(site.level_tensors(rank, level));
+    parts
+        .map(|(part, spec)| Ok((spec.name, analysis.tensor(&format!("{level}.{part}"))?)))
+        .collect()
+}
+
+/// `s_j = √E[x_j²]`, held above a small share of their mean.
+fn scale(squares: &[f64]) -> Vec<f32> {
+    let roots: Vec<f64> = squares.iter().map(|square| square.sqrt()).collect();
+    let mean = roots.iter().sum::<f64>() / roots.len().max(1) as f64;
+    let least = if mean > 0.0 { LEAST_SCALE * mean } else { 1.0 };
+    roots.iter().map(|root| (root + least) as f32).collect()
+}
+
+/// What is left of a weight costs this, element by element.
+struct Prices {
+    /// `½ E[g_o²]`, or its stand-in without gradients, `[1, out]` f64.
+    rows: Tensor,
+    /// `E[x_c²] / s_c²`, `[in, 1]` f64.
+    columns: Tensor,
+}
+
+impl Prices {
+    fn of(
+        stats: Option<&SiteStats>,
+        squares: &[f64],
+        scale: &[f32],
+        m: usize,
+        device: &Device,
+    ) -> Result<Self> {
+        let per_scale = squares.iter().zip(scale).map(|(x, &s)| x / f64::from(s).powi(2));
+        let columns: Vec<f64> = per_scale.collect();
+        let rows = match stats.map(|stats| &stats.importance) {
+            Some(Importance::Channels(gradients)) => gradients.iter().map(|g| 0.5 * g).collect(),
+            Some(Importance::Share(share)) => vec![*share; m],
+            // What no token reached costs next to nothing, and not nothing.
+            None => vec![f64::from(f32::MIN_POSITIVE); m],
+        };
+        Ok(Self {
+            rows: Tensor::from_vec(rows, (1, m), device)?,
+            columns: Tensor::from_vec(columns, (squares.len(), 1), device)?,
+        })
+    }
+
+    /// Every element of the weight itself counts the same.
+    fn plain(scale: &[f32], m: usize, device: &Device) -> Result<Self> {
+        let columns: Vec<f64> = scale.iter().map(|&s| 1.0 / f64::from(s).powi(2)).collect();
+        let rows = Tensor::ones((1, m), DType::F64, device)?;
+        Ok(Self { rows, columns: Tensor::from_vec(columns, (scale.len(), 1), device)? })
+    }
+
+    /// `Σ_o rows_o Σ_c columns_c R[o, c]²`.
+    fn loss(&self, residual: &Tensor) -> Result<f64> {
+        /// Rows that are widened to f64 at a time.
+        const ROWS: usize = 256;
+        let m = residual.dim(0)?;
+        let mut sum = 0.0;
+        for first in (0..m).step_by(ROWS) {
+            let count = ROWS.min(m - first);
+            let squares = residual.narrow(0, first, count)?.to_dtype(DType::F64)?.sqr()?;
+            let by_row = squares.matmul(&self.columns)?;
+            let rows = self.rows.narrow(1, first, count)?;
+            sum += rows.matmul(&by_row)?.flatten_all()?.to_vec1::<f64>()?[0];
+        }
+        Ok(sum)
+    }
+}
+
+/// Where nothing was measured: every level leaves a third of the energy.
+fn assumed_losses(site: &Site, levels: usize) -> Vec<f64> {
+    let whole = site.parameters(&Storage::Dense) as f64;
+    (0..=levels).map(|level| whole / 3.0_f64.powi(level as i32)).collect()
+}
+
+/// A seed of its own for every linear.
+fn seed_of(name: &str) -> u64 {
+    let mut digest = Digest::default();
+    digest.update(name.as_bytes());
+    // Sixteen of its digits are what an u64 holds.
+    u64::from_str_radix(&digest.hex()[..16], 16).unwrap_or(0)
+}
