@@ -158,6 +158,21 @@ fn larger(a: f32, b: f32) -> f32 {
     if a > b { a } else { b }
 }
 
+/// [`dot`] on its own.
+pub(super) struct Dot<'a> {
+    pub(super) a: &'a [f32],
+    pub(super) b: &'a [f32],
+}
+
+impl Kernel for Dot<'_> {
+    type Output = f64;
+
+    #[inline(always)]
+    fn call(self) -> f64 {
+        dot(self.a, self.b)
+    }
+}
+
 /// The sum of `a b`, in f32 lanes, the lanes in f64 and in order.
 #[inline(always)]
 pub(super) fn dot(a: &[f32], b: &[f32]) -> f64 {

@@ -14,7 +14,7 @@ use candle_core::{CpuStorage, CudaStorage, CustomOp3, DType, Layout, Shape, Stor
 use rayon::prelude::*;
 
 use super::cuda::{Grid, Launch};
-use super::lanes::{self, Kernel};
+use super::lanes;
 use super::operand;
 use crate::error::Result;
 
@@ -123,26 +123,12 @@ fn rows_times(a: &CpuStorage, layout: &Layout, x: &[f32]) -> candle_core::Result
             .par_chunks_exact(n)
             .map(|row| {
                 let row: Vec<f32> = row.iter().map(|v| v.to_f32()).collect();
-                lanes::run(Dot { a: &row, b: x }) as f32
+                lanes::run(lanes::Dot { a: &row, b: x }) as f32
             })
             .collect(),
         _ => operand::elements::<f32>(a, layout)?
             .par_chunks_exact(n)
-            .map(|row| lanes::run(Dot { a: row, b: x }) as f32)
+            .map(|row| lanes::run(lanes::Dot { a: row, b: x }) as f32)
             .collect(),
     })
-}
-
-struct Dot<'a> {
-    a: &'a [f32],
-    b: &'a [f32],
-}
-
-impl Kernel for Dot<'_> {
-    type Output = f64;
-
-    #[inline(always)]
-    fn call(self) -> f64 {
-        lanes::dot(self.a, self.b)
-    }
 }

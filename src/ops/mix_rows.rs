@@ -171,7 +171,7 @@ impl CustomOp3 for MixRowsGradient {
         });
         dweights.par_iter_mut().enumerate().with_min_len(16).for_each(|(index, dweight)| {
             let (dy, x) = (&dy[index / k * d..][..d], &x[self.routes.places[index] * d..][..d]);
-            *dweight = lanes::run(Dot { a: dy, b: x }) as f32;
+            *dweight = lanes::run(lanes::Dot { a: dy, b: x }) as f32;
         });
         let shape = Shape::from(both.len());
         Ok((CpuStorage::F32(both), shape))
@@ -227,19 +227,5 @@ impl Kernel for AddScaled<'_> {
         for (y, x) in self.y.iter_mut().zip(self.x) {
             *y += self.scale * x;
         }
-    }
-}
-
-struct Dot<'a> {
-    a: &'a [f32],
-    b: &'a [f32],
-}
-
-impl Kernel for Dot<'_> {
-    type Output = f64;
-
-    #[inline(always)]
-    fn call(self) -> f64 {
-        lanes::dot(self.a, self.b)
     }
 }
