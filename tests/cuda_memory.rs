@@ -13,7 +13,7 @@ mod cli;
 use std::path::Path;
 
 use bantam::arch::SourceModel;
-use bantam::measure::{OVERHEAD, PassKind, device_needs};
+use bantam::measure::{Activations, OVERHEAD, PassKind, device_needs};
 use bantam::plan::largest_decomposition;
 use cli::bantam;
 
@@ -56,8 +56,8 @@ fn what_is_taken_is_what_was_forecast() {
             let taken = taken(verb, &folder, windows, window, 8 << 30);
             // With memory to spare, the inputs of the blocks below stay on the device for the way back.
             let below = if pass.gradients { model.spec.layers.len() - 1 } else { 0 };
-            let kept = below * windows * window * model.spec.hidden * size_of::<f32>();
-            let forecast = needs.peak - OVERHEAD + kept as u64;
+            let kept = Activations::bytes_for(below, windows * window, model.spec.hidden);
+            let forecast = needs.peak - OVERHEAD + kept;
             let ratio = taken as f64 / forecast as f64;
             println!(
                 "{verb} {name} {windows} of {window}: {taken} taken, {ratio:.3} of {kept} and {needs:?}"

@@ -16,9 +16,8 @@
 
 use candle_core::{CpuStorage, CudaStorage, CustomOp3, DType, Layout, Shape, Tensor};
 
-use super::cuda::{Grid, Launch};
 use super::lanes::{self, Kernel};
-use super::operand;
+use super::{operand, row_norm};
 use crate::error::Result;
 
 const OP: &str = "layer_norm";
@@ -29,13 +28,8 @@ const OP: &str = "layer_norm";
 /// What does not fit is [`Error::Bug`](crate::error::Error::Bug): shapes are checked when a model
 /// is read.
 pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
-    operand::expect(OP, "x", x, DType::F32)?;
-    operand::expect(OP, "weight", weight, DType::F32)?;
+    let d = row_norm::expect_operands(OP, x, weight)?;
     operand::expect(OP, "bias", bias, DType::F32)?;
-    let Some(&d) = x.dims().last() else {
-        return Err(operand::refuse(OP, "x is a scalar, expected [.., d]"));
-    };
-    operand::expect_dims(OP, "weight", weight, &[d])?;
     operand::expect_dims(OP, "bias", bias, &[d])?;
     Ok(x.apply_op3(weight, bias, LayerNorm { eps })?)
 }
@@ -79,19 +73,8 @@ impl CustomOp3 for LayerNorm {
         bias: &CudaStorage,
         bias_layout: &Layout,
     ) -> candle_core::Result<(CudaStorage, Shape)> {
-        let d = weight_layout.shape().elem_count();
-        let rows = x_layout.shape().elem_count() / d.max(1);
-        let y = Launch::of(OP, OP, x)
-            .read(x, x_layout)?
-            .read(weight, weight_layout)?
-            .read(bias, bias_layout)?
-            .output(DType::F32, rows * d)?
-            .int(rows)
-            .int(d)
-            .double(self.eps)
-            .run(Grid::rows_of(rows, d))?
-            .one()?;
-        Ok((y, x_layout.shape().clone()))
+        let operands = [(weight, weight_layout), (bias, bias_layout)];
+        row_norm::launch((OP, OP), (x, x_layout), operands, self.eps)
     }
 
     fn bwd(
@@ -147,19 +130,8 @@ impl CustomOp3 for LayerNormGradient {
         dy: &CudaStorage,
         dy_layout: &Layout,
     ) -> candle_core::Result<(CudaStorage, Shape)> {
-        let d = weight_layout.shape().elem_count();
-        let rows = x_layout.shape().elem_count() / d.max(1);
-        let dx = Launch::of(OP, "layer_norm_gradient", x)
-            .read(x, x_layout)?
-            .read(weight, weight_layout)?
-            .read(dy, dy_layout)?
-            .output(DType::F32, rows * d)?
-            .int(rows)
-            .int(d)
-            .double(self.eps)
-            .run(Grid::rows_of(rows, d))?
-            .one()?;
-        Ok((dx, x_layout.shape().clone()))
+        let operands = [(weight, weight_layout), (dy, dy_layout)];
+        row_norm::launch((OP, "layer_norm_gradient"), (x, x_layout), operands, self.eps)
     }
 }
 

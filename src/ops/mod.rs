@@ -64,6 +64,7 @@ mod renormalise;
 mod residual;
 mod rms_norm;
 mod rope;
+mod row_norm;
 mod sign_pack;
 mod silu_mul;
 mod soft_cap;

@@ -14,6 +14,7 @@ use candle_core::{CpuStorage, CudaStorage, CustomOp1, DType, Layout, Shape, Stor
 use super::cuda::{Grid, Launch};
 use super::rms_norm::{self, rms_norm};
 use super::rope::{self, rope};
+use super::row_norm;
 use crate::error::Result;
 
 const OP: &str = "norm_rope";
@@ -33,7 +34,7 @@ pub fn norm_rope(
         // The definition. A core's cache makes one pass of the two.
         return rope(&rms_norm(x, weight, eps)?, cos, sin);
     }
-    rms_norm::expect_operands(x, weight)?;
+    row_norm::expect_operands(rms_norm::OP, x, weight)?;
     rope::expect_operands(x, cos, sin)?;
     let (weight, cos, sin) = (weight.clone(), cos.clone(), sin.clone());
     Ok(x.apply_op1(NormRope { weight, eps, cos, sin })?)

@@ -12,14 +12,13 @@
 //! summed in f32 lanes of d / 16 terms, the lanes and the root in f64. The gradient takes 9 d flops and
 //! 12 d bytes; the weight gets none.
 
-use candle_core::{CpuStorage, CudaStorage, CustomOp2, CustomOp3, DType, Layout, Shape, Tensor};
+use candle_core::{CpuStorage, CudaStorage, CustomOp2, CustomOp3, Layout, Shape, Tensor};
 
-use super::cuda::{Grid, Launch};
 use super::lanes::{self, Kernel, LANES};
-use super::operand;
+use super::{operand, row_norm};
 use crate::error::Result;
 
-const OP: &str = "rms_norm";
+pub(super) const OP: &str = "rms_norm";
 
 /// Normalises every row of `x [.., d]` and scales it by `weight [d]`.
 ///
@@ -27,17 +26,8 @@ const OP: &str = "rms_norm";
 /// What does not fit is [`Error::Bug`](crate::error::Error::Bug): shapes are checked when a model
 /// is read.
 pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
-    expect_operands(x, weight)?;
+    row_norm::expect_operands(OP, x, weight)?;
     Ok(x.apply_op2(weight, RmsNorm { eps })?)
-}
-
-pub(super) fn expect_operands(x: &Tensor, weight: &Tensor) -> Result<()> {
-    operand::expect(OP, "x", x, DType::F32)?;
-    operand::expect(OP, "weight", weight, DType::F32)?;
-    let Some(&d) = x.dims().last() else {
-        return Err(operand::refuse(OP, "x is a scalar, expected [.., d]"));
-    };
-    operand::expect_dims(OP, "weight", weight, &[d])
 }
 
 /// The gradient at x from the gradient `dy` at y.
@@ -84,18 +74,8 @@ impl CustomOp2 for RmsNorm {
         weight: &CudaStorage,
         weight_layout: &Layout,
     ) -> candle_core::Result<(CudaStorage, Shape)> {
-        let d = weight_layout.shape().elem_count();
-        let rows = x_layout.shape().elem_count() / d.max(1);
-        let y = Launch::of(OP, OP, x)
-            .read(x, x_layout)?
-            .read(weight, weight_layout)?
-            .output(DType::F32, rows * d)?
-            .int(rows)
-            .int(d)
-            .double(self.eps)
-            .run(Grid::rows_of(rows, d))?
-            .one()?;
-        Ok((y, x_layout.shape().clone()))
+        let operands = [(weight, weight_layout)];
+        row_norm::launch((OP, OP), (x, x_layout), operands, self.eps)
     }
 
     fn bwd(
@@ -150,19 +130,8 @@ impl CustomOp3 for RmsNormGradient {
         dy: &CudaStorage,
         dy_layout: &Layout,
     ) -> candle_core::Result<(CudaStorage, Shape)> {
-        let d = weight_layout.shape().elem_count();
-        let rows = x_layout.shape().elem_count() / d.max(1);
-        let dx = Launch::of(OP, "rms_norm_gradient", x)
-            .read(x, x_layout)?
-            .read(weight, weight_layout)?
-            .read(dy, dy_layout)?
-            .output(DType::F32, rows * d)?
-            .int(rows)
-            .int(d)
-            .double(self.eps)
-            .run(Grid::rows_of(rows, d))?
-            .one()?;
-        Ok((dx, x_layout.shape().clone()))
+        let operands = [(weight, weight_layout), (dy, dy_layout)];
+        row_norm::launch((OP, "rms_norm_gradient"), (x, x_layout), operands, self.eps)
     }
 }
 
