@@ -10,4 +10,5 @@ mod common;
 mod elementwise;
 mod moments;
 mod rows;
+mod stack;
 mod tensor;
