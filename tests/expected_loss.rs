@@ -1,6 +1,6 @@
 //! The expected loss of an offer is the second-order estimate it claims to be: what carrying the offer
-//! out changes at the output, channel by channel, times the gradients' second moments; and no other
-//! factors of the rank cost less than lord's.
+//! out changes at the output, channel by channel, times the gradients' second moments, and for a stack
+//! what a smaller gain costs; and no other factors of the rank cost less than lord's.
 
 #![allow(clippy::unwrap_used, reason = "a failing test is to panic")]
 
@@ -13,11 +13,14 @@ use std::sync::Arc;
 use bantam::arch::{Port, Role, Site, Storage, Unit};
 use bantam::checkpoint::{Checkpoint, Dtype};
 use bantam::measure::{Importance, SecondMoment, Side, SiteStats};
-use bantam::passes::{Method, PassOptions, UnitStats, Weights};
+use bantam::passes::{Method, PassOptions, StackOptions, UnitOutput, UnitStats, Weights};
 use candle_core::{DType, Device, Tensor, safetensors};
 use numbers::{Random, tensor};
 
 const TOKENS: usize = 400;
+
+/// What the loss feels of a gain on the whole weight, in nats per token: more than of noise as large.
+const GAIN: f64 = 4e3;
 
 /// A linear on disk, what it reads and writes over some tokens, and what its outputs are worth.
 struct Layer {
@@ -68,8 +71,11 @@ impl Layer {
         let rows = if side == Side::Input { &self.x } else { &self.y };
         let mut moment = SecondMoment::new(rows.dim(1).unwrap(), &Device::Cpu).unwrap();
         moment.add(rows).unwrap();
-        let importance = Importance::Channels(self.importance.clone().into());
-        let (second, input_squares) = (Some(Arc::new(moment)), Arc::from([]));
+        let channels = self.importance.clone().into();
+        let importance = Importance::Gradients { channels, gain: GAIN };
+        let squares = self.x.to_dtype(DType::F64).unwrap().sqr().unwrap().mean(0).unwrap();
+        let input_squares = squares.to_vec1::<f64>().unwrap().into();
+        let second = Some(Arc::new(moment));
         let stats = SiteStats { side, second, input_squares, importance };
         UnitStats::from([("linear".to_owned(), stats)])
     }
@@ -152,5 +158,63 @@ fn no_method_costs_less_than_weighted_directions() {
             better += usize::from(best.2 < 0.95 * published.2);
         }
         assert!(2 * better > best.len(), "{m}x{n}: only {better} ranks gained from gradients");
+    }
+}
+
+/// The weight `[out, in]` that the first `levels` blocks stand for, from what the pass made.
+fn unstacked(made: &UnitOutput, levels: usize, (m, n): (usize, usize)) -> Vec<f64> {
+    let scale = made["linear.scale"].to_vec1::<f32>().unwrap();
+    let mut w = vec![0.0; m * n];
+    for level in 0..levels {
+        let part = |part: &str| made[&format!("linear.{level}.{part}")].clone();
+        let [u, v] = ["u", "v"].map(|factor| part(factor).to_dtype(DType::F64).unwrap());
+        let magnitudes = flat(&u.matmul(&v).unwrap());
+        let signs = part("sign").to_vec2::<u8>().unwrap();
+        for (i, (w, magnitude)) in w.iter_mut().zip(magnitudes).enumerate() {
+            let (o, c) = (i / n, i % n);
+            let sign = if signs[o][c / 8] >> (7 - c % 8) & 1 == 1 { 1.0 } else { -1.0 };
+            *w += sign * magnitude / f64::from(scale[c]);
+        }
+    }
+    w
+}
+
+fn flat(t: &Tensor) -> Vec<f64> {
+    t.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+}
+
+#[test]
+fn what_a_stack_leaves_costs_as_a_share_of_the_weight_and_as_noise() {
+    const LEVELS: usize = 3;
+    for (m, n) in SHAPES {
+        let layer = Layer::new(m, n, false);
+        let checkpoint = Checkpoint::open(layer.folder.path()).unwrap();
+        let weights = Weights::new(&checkpoint, &Device::Cpu);
+        let w = flat(&weights.dense(&layer.site).unwrap());
+        let unit = Unit { sites: vec![layer.site.clone()] };
+        let stack = StackOptions { levels: LEVELS, rank: 2, exact: false };
+        let pass = Method::Bitstack.pass(PassOptions { stack, ..PassOptions::default() });
+        let stats = layer.stats(Side::Input);
+        let squares = stats["linear"].input_squares.clone();
+        let analysis = pass.analyse(&unit, &weights, &stats).unwrap();
+        // ½ Σ_o E[g_o²] Σ_c E[x_c²] a[o, c] b[o, c]
+        let product = |a: &[f64], b: &[f64]| -> f64 {
+            let terms = a.iter().zip(b).enumerate();
+            terms.map(|(i, (a, b))| 0.5 * layer.importance[i / n] * squares[i % n] * a * b).sum()
+        };
+        let whole = product(&w, &w);
+        assert!(GAIN > 4.0 * whole, "a gain that weighs no more than noise shows nothing: {whole}");
+        for offer in pass.offers(&unit, Some(&analysis)).unwrap() {
+            let [Storage::Stack { levels, .. }] = offer.storages[..] else { continue };
+            let made = pass.apply(&unit, &weights, &analysis, &offer).unwrap();
+            let kept = unstacked(&made, levels, (m, n));
+            let left: Vec<f64> = w.iter().zip(&kept).map(|(w, kept)| w - kept).collect();
+            let share = product(&left, &w) / whole;
+            let noise: Vec<f64> = left.iter().zip(&w).map(|(left, w)| left - share * w).collect();
+            let expected = product(&noise, &noise) + 0.5 * share * share * GAIN;
+            let error = (offer.expected_loss / expected - 1.0).abs();
+            assert!(error < 1e-4, "{m}x{n}, {levels} levels: {} {expected}", offer.expected_loss);
+            assert!(share > 0.0, "{m}x{n}, {levels} levels: {share} of the weight is left");
+        }
     }
 }

@@ -18,7 +18,7 @@ use bantam::measure::{
 };
 use bantam::model::{BlockContext, Decoder, GradientSink, GradientSinks, Half, Observer};
 use bantam::progress::Silent;
-use candle_core::{Device, Tensor, Var};
+use candle_core::{DType, Device, Tensor, Var};
 use numbers::*;
 
 const DEVICE: Device = Device::Cpu;
@@ -76,6 +76,11 @@ struct Everywhere {
     inputs: BTreeMap<Port, Arc<Recorder>>,
     /// Activations of the ports that only one site reads.
     hidden: BTreeMap<Port, Vec<f32>>,
+    /// What every site wrote.
+    written: BTreeMap<String, Tensor>,
+    /// The tokens of each expert's rows, in the block that comes; and of each expert's sites.
+    routed: BTreeMap<usize, Vec<u32>>,
+    tokens: BTreeMap<String, Vec<u32>>,
 }
 
 fn one_reader(port: Port) -> bool {
@@ -90,7 +95,11 @@ impl Observer for Everywhere {
         Ok(())
     }
 
-    fn output(&mut self, _: &Site, _: &Tensor) -> Result<()> {
+    fn output(&mut self, site: &Site, y: &Tensor) -> Result<()> {
+        self.written.insert(site.name.clone(), y.detach());
+        if let Port::ExpertIn(expert) | Port::ExpertHidden(expert) = site.port {
+            self.tokens.insert(site.name.clone(), self.routed[&expert].clone());
+        }
         Ok(())
     }
 
@@ -98,9 +107,14 @@ impl Observer for Everywhere {
         Ok(())
     }
 
+    fn routed(&mut self, expert: usize, tokens: &[u32]) -> Result<()> {
+        self.routed.insert(expert, tokens.to_vec());
+        Ok(())
+    }
+
     fn gradients(&mut self, site: &Site) -> Result<GradientSinks> {
         let output = self.outputs.entry(site.name.clone()).or_default();
-        let mut sinks = GradientSinks { input: None, output: Some(output.clone()) };
+        let mut sinks = GradientSinks { output: Some(output.clone()), ..GradientSinks::default() };
         if one_reader(site.port) {
             sinks.input = Some(self.inputs.entry(site.port).or_default().clone());
         }
@@ -229,6 +243,53 @@ fn channel_moments_are_those_of_the_whole_model_at_once() {
     }
 }
 
+/// `Σ_t ⟨g[t], y[t] - bias⟩` over the tokens of every window, in f64, and the same of absolute values: what
+/// a norm makes of `y` next may not feel its size at all.
+fn pulls(
+    gradient: &Tensor,
+    y: &Tensor,
+    bias: Option<&Tensor>,
+    tokens: Option<&Vec<u32>>,
+    length: usize,
+) -> BTreeMap<usize, (f64, f64)> {
+    let wide = |t: &Tensor| t.to_dtype(DType::F64).unwrap();
+    let y = bias.map_or(wide(y), |bias| wide(y).broadcast_sub(&wide(bias)).unwrap());
+    let products = (wide(gradient) * y).unwrap().to_vec2::<f64>().unwrap();
+    let mut windows = BTreeMap::<usize, (f64, f64)>::new();
+    for (row, products) in products.into_iter().enumerate() {
+        let token = tokens.map_or(row, |tokens| tokens[row] as usize);
+        let (sum, size) = windows.entry(token / length).or_default();
+        *sum += products.iter().sum::<f64>();
+        *size += products.iter().map(|product| product.abs()).sum::<f64>();
+    }
+    windows
+}
+
+#[test]
+fn the_gain_of_a_weight_is_pulled_by_all_tokens_of_a_window_together() {
+    for name in MODELS {
+        let model = golden(name);
+        let windows = windows(&model, 3, 17);
+        let (moments, _) = all_the_way(backward(&model, &windows, &in_memory()));
+        let found: BTreeMap<_, _> = moments.iter().flat_map(GradientMoments::iter).collect();
+        let x = Var::from_tensor(&stream_before(&model, &windows, 0)).unwrap();
+        let mut seen = Everywhere::default();
+        let losses = losses_from(&model, &windows, 0, &x, &mut seen);
+        losses.sum_all().unwrap().backward().unwrap();
+        for site in model.sites.iter().filter(|site| found.contains_key(site.name.as_str())) {
+            let gradient = &seen.outputs[&site.name].0.lock().unwrap()[0];
+            let bias = bantam::model::bias(&model.checkpoint, site, &DEVICE).unwrap();
+            let (y, tokens) = (&seen.written[&site.name], seen.tokens.get(&site.name));
+            let windows = pulls(gradient, y, bias.as_ref(), tokens, 17);
+            let exact: f64 = windows.values().map(|(sum, _)| sum * sum).sum();
+            let size: f64 = windows.values().map(|(_, size)| size * size).sum();
+            let gain = found[site.name.as_str()].gain;
+            let error = (gain - exact).abs() / size;
+            assert!(error < 1e-6, "{name} {}: {gain} instead of {exact}", site.name);
+        }
+    }
+}
+
 /// The summed loss in f64.
 fn loss(model: &SourceModel, windows: &Windows, x: &Tensor) -> f64 {
     let losses = losses_from(model, windows, 0, x, &mut bantam::model::Unobserved);
@@ -346,20 +407,24 @@ fn moments_of_the_parts_add_up_to_those_of_the_whole() {
         let model = golden(name);
         let all = windows(&model, 5, 16);
         let (whole, _) = all_the_way(backward(&model, &all, &in_memory()));
-        let mut sums: BTreeMap<String, (Vec<f64>, u64)> = BTreeMap::new();
+        let mut sums: BTreeMap<String, (Vec<f64>, f64, u64)> = BTreeMap::new();
         for ids in all.ids().chunks(16) {
             let one = Windows::cut(ids, 16, None, Draw::FromStart).unwrap();
             let (parts, _) = all_the_way(backward(&model, &one, &in_memory()));
             for (site, part) in parts.iter().flat_map(GradientMoments::iter) {
-                let zero = || (vec![0.0; part.squares.len()], 0);
-                let (sum, tokens) = sums.entry(site.to_owned()).or_insert_with(zero);
+                let zero = || (vec![0.0; part.squares.len()], 0.0, 0);
+                let (sum, gain, tokens) = sums.entry(site.to_owned()).or_insert_with(zero);
                 sum.iter_mut().zip(&part.squares).for_each(|(sum, part)| *sum += part);
+                *gain += part.gain;
                 *tokens += part.tokens;
             }
         }
+        let strongest = sums.values().map(|(_, gain, _)| *gain).fold(0.0, f64::max);
         for (site, whole) in whole.iter().flat_map(GradientMoments::iter) {
-            let (sum, tokens) = &sums[site];
+            let (sum, gain, tokens) = &sums[site];
             assert_eq!(*tokens, whole.tokens, "{name} {site}");
+            let error = (whole.gain - gain).abs() / strongest;
+            assert!(error < 1e-5, "{name} {site}: gain {} and {gain}", whole.gain);
             let largest = whole.squares.iter().copied().fold(0.0, f64::max);
             for (whole, sum) in whole.squares.iter().zip(sum) {
                 let error = (whole - sum).abs() / largest;

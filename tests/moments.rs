@@ -139,6 +139,30 @@ fn column_sums_are_exact_to_f64() {
 }
 
 #[test]
+fn row_dots_are_their_definition() {
+    let mut random = Random(13);
+    for (t, n) in [(1, 1), (3, 33), (131, 2), (9, 1024), (7, 1028), (5, 2051)] {
+        let [a, b] = [(); 2].map(|()| random.vec(t * n, 2.0));
+        let (mut exact, mut plain) = (Vec::new(), Vec::new());
+        for (a, b) in a.chunks(n).zip(b.chunks(n)) {
+            let terms = a.iter().zip(b);
+            exact.push(terms.clone().map(|(&a, &b)| f64::from(a) * f64::from(b)).sum());
+            plain.push(terms.fold(0.0, |sum, (a, b)| sum + a * b));
+        }
+        let (a, b) = (tensor(&a, &[t, n]), tensor(&b, &[t, n]));
+        let y = ops::row_dots(&a, &b).unwrap();
+        assert_eq!(y.dims(), [t]);
+        assert_as_good_as_plain(&values(&y), &plain, &exact, &format!("[{t}, {n}]"));
+        // On a device quads need alignment, and the order of a sum is another without.
+        let moved = ops::row_dots(&shifted(&a), &shifted(&b)).unwrap();
+        assert_as_good_as_plain(&values(&moved), &plain, &exact, &format!("[{t}, {n}] moved"));
+    }
+    let empty = ops::row_dots(&tensor(&[], &[3, 0]), &tensor(&[], &[3, 0])).unwrap();
+    assert_eq!(values(&empty), [0.0; 3]);
+    assert_eq!(ops::row_dots(&tensor(&[], &[0, 3]), &tensor(&[], &[0, 3])).unwrap().dims(), [0]);
+}
+
+#[test]
 fn moments_refuse_what_does_not_fit() {
     let x = tensor(&[1.0; 6], &[2, 3]);
     assert_refused(ops::gram(&zeros(&[2, 2]), &x), &["gram", "master"]);
@@ -147,4 +171,6 @@ fn moments_refuse_what_does_not_fit() {
     assert_refused(ops::gram(&zeros(&[3, 3]), &x.i_flat()), &["[t, n]"]);
     assert_refused(ops::symmetrise(&zeros(&[2, 3])), &["symmetrise"]);
     assert_refused(ops::column_sum(&zeros(&[2]), &x), &["column_sum", "master"]);
+    assert_refused(ops::row_dots(&x, &tensor(&[1.0; 6], &[3, 2])), &["row_dots", "b"]);
+    assert_refused(ops::row_dots(&x.i_flat(), &x), &["row_dots", "[t, n]"]);
 }

@@ -98,8 +98,12 @@ fn linear_shows_its_gradients_and_gives_the_weight_none() {
     let x = Var::from_tensor(&tensor(&random.vec(15, 1.0), &[5, 3])).unwrap();
     let w = Var::from_tensor(&tensor(&random.vec(12, 1.0), &[4, 3])).unwrap();
     let dy = tensor(&random.vec(20, 1.0), &[5, 4]);
-    let (input, output) = (Arc::new(Recorder::default()), Arc::new(Recorder::default()));
-    let sinks = GradientSinks { input: Some(input.clone()), output: Some(output.clone()) };
+    let [input, output, gain] = [(); 3].map(|()| Arc::new(Recorder::default()));
+    let sinks = GradientSinks {
+        input: Some(input.clone()),
+        output: Some(output.clone()),
+        gain: Some(gain.clone()),
+    };
     let y = ops::linear(&x, &w, None, sinks).unwrap();
     assert!(output.0.lock().unwrap().is_empty(), "shown before there is a gradient");
     let gradients = ops::upstream(&y, &dy).unwrap().backward().unwrap();
@@ -108,6 +112,12 @@ fn linear_shows_its_gradients_and_gives_the_weight_none() {
     assert_eq!(bits(seen), bits(&dy));
     let [seen] = &input.0.lock().unwrap()[..] else { panic!("not one gradient") };
     assert_eq!(bits(seen), bits(gradients.get(&x).unwrap()));
+    let [seen] = &gain.0.lock().unwrap()[..] else { panic!("not one gradient") };
+    let expected = (y.detach() * dy).unwrap().sum(1).unwrap();
+    assert_eq!(seen.dims(), [5]);
+    for (found, expected) in values(seen).iter().zip(values(&expected)) {
+        assert!((found - expected).abs() < 1e-5, "{found} instead of {expected}");
+    }
 }
 
 #[test]

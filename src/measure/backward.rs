@@ -184,7 +184,7 @@ impl<'a> Backward<'a> {
         let layer = block.layer();
         let x = Var::from_tensor(&self.activations.take(layer, chunk)?)?;
         let above = self.activations.take(layer + 1, chunk)?;
-        let mut watched = Watched::new(observer, self.sweep.decoder.device());
+        let mut watched = Watched::new(observer, self.sweep.decoder.device(), self.sweep.length());
         let y = self.sweep.through(block, &x, &mut watched, progress)?;
         let gradient = ops::upstream(&y, &above)?.backward()?.remove(&x);
         let gradient = gradient

@@ -1,8 +1,7 @@
-//! The energy of the gradient at every output channel of every linear of one layer.
+//! The energy of the gradient at every output channel of every linear of one layer, and at its gain.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::{DType, Device, Tensor};
 
@@ -11,11 +10,15 @@ use crate::error::{Error, Result};
 use crate::model::{GradientSink, GradientSinks, Half, Observer};
 use crate::ops;
 
-/// `Σ_t g[t]²` of one site, `g` the gradient of the summed loss at its output.
+/// Energies of gradients at one site, `g` that of the summed loss at its output.
 #[derive(Debug, Clone, PartialEq)]
 pub struct GradientMoment {
-    /// Per output channel, `[out]`, in nats² per unit² of the channel.
+    /// `Σ_t g[t]²` per output channel, `[out]`, in nats² per unit² of the channel.
     pub squares: Vec<f64>,
+    /// `Σ_windows (Σ_t ⟨g[t], W x[t]⟩)²` in nats², the sums over the tokens of a window: of the gradient
+    /// at a gain of 1 on the whole weight. Tokens pull a gain the same way, so it is far more than
+    /// their own energies add up to.
+    pub gain: f64,
     /// Tokens that reached the site.
     pub tokens: u64,
 }
@@ -23,8 +26,16 @@ pub struct GradientMoment {
 impl GradientMoment {
     /// `E[g²]` per channel; zero where no token reached the site.
     pub fn per_token(&self) -> Arc<[f64]> {
-        let tokens = self.tokens.max(1) as f64;
-        self.squares.iter().map(|square| square / tokens).collect()
+        self.squares.iter().map(|square| square / self.divisor()).collect()
+    }
+
+    /// The energy of the gain's gradient, per token.
+    pub fn gain_per_token(&self) -> f64 {
+        self.gain / self.divisor()
+    }
+
+    fn divisor(&self) -> f64 {
+        self.tokens.max(1) as f64
     }
 }
 
@@ -47,16 +58,19 @@ impl GradientMoments {
 
     fn add(&mut self, part: Self) -> Result<()> {
         for (name, part) in part.sites {
-            if part.squares.iter().any(|square| !square.is_finite()) {
+            if let Some(channel) = part.squares.iter().position(|square| !square.is_finite()) {
                 let what = format!("the gradient at the output of `{name}`");
-                let channel = part.squares.iter().position(|square| !square.is_finite());
-                let detail = format!("channel {}", channel.unwrap_or(0));
-                return Err(Error::NonFinite { what, detail });
+                return Err(Error::NonFinite { what, detail: format!("channel {channel}") });
+            }
+            if !part.gain.is_finite() {
+                let what = format!("the gradient at the gain of `{name}`");
+                return Err(Error::NonFinite { what, detail: format!("{} squared", part.gain) });
             }
             match self.sites.get_mut(&name) {
                 None => drop(self.sites.insert(name, part)),
                 Some(sum) => {
                     sum.tokens += part.tokens;
+                    sum.gain += part.gain;
                     sum.squares.iter_mut().zip(part.squares).for_each(|(sum, part)| *sum += part);
                 }
             }
@@ -93,24 +107,52 @@ impl InOrder {
 pub(super) struct Watched<'a> {
     observer: &'a mut dyn Observer,
     device: Device,
-    sites: BTreeMap<String, Arc<ColumnSquares>>,
+    /// Tokens of a window.
+    length: usize,
+    /// Tokens of the rows of every expert.
+    routed: BTreeMap<usize, Arc<[u32]>>,
+    sites: BTreeMap<String, Seen>,
+}
+
+/// What the sinks of one site have gathered, and which tokens its rows are: all of them, in order, but
+/// for an expert's.
+struct Seen {
+    channels: Arc<ColumnSquares>,
+    gain: Arc<Gain>,
+    tokens: Option<Arc<[u32]>>,
 }
 
 impl<'a> Watched<'a> {
-    pub(super) fn new(observer: &'a mut dyn Observer, device: &Device) -> Self {
-        Self { observer, device: device.clone(), sites: BTreeMap::new() }
+    pub(super) fn new(observer: &'a mut dyn Observer, device: &Device, length: usize) -> Self {
+        let (device, routed, sites) = (device.clone(), BTreeMap::new(), BTreeMap::new());
+        Self { observer, device, length, routed, sites }
     }
 
     /// The moments, once the backward pass is done.
     pub(super) fn moments(&self) -> Result<GradientMoments> {
-        let moment = |(name, seen): (&String, &Arc<ColumnSquares>)| {
-            let squares = seen.sums.to_vec1::<f64>()?;
-            let moment = GradientMoment { squares, tokens: seen.tokens.load(Ordering::Relaxed) };
-            Ok((name.clone(), moment))
-        };
-        let reached = |(_, moment): &(_, GradientMoment)| moment.tokens > 0;
-        let sites: Vec<_> = self.sites.iter().map(moment).collect::<Result<_>>()?;
-        Ok(GradientMoments { sites: sites.into_iter().filter(reached).collect() })
+        let mut sites = BTreeMap::new();
+        for (name, seen) in &self.sites {
+            // Without a row there was no gradient.
+            let Some(gains) = seen.gain.take() else { continue };
+            let gains = gains.to_vec1::<f32>()?;
+            let moment = GradientMoment {
+                squares: seen.channels.sums.to_vec1::<f64>()?,
+                gain: self.window_squares(&gains, seen.tokens.as_deref()),
+                tokens: gains.len() as u64,
+            };
+            sites.insert(name.clone(), moment);
+        }
+        Ok(GradientMoments { sites })
+    }
+
+    /// The sum over windows of the squared sum of what their tokens have in `rows`.
+    fn window_squares(&self, rows: &[f32], tokens: Option<&[u32]>) -> f64 {
+        let mut windows = BTreeMap::<usize, f64>::new();
+        for (row, &value) in rows.iter().enumerate() {
+            let token = tokens.map_or(row, |tokens| tokens[row] as usize);
+            *windows.entry(token / self.length).or_default() += f64::from(value);
+        }
+        windows.values().map(|sum| sum * sum).sum()
     }
 }
 
@@ -127,16 +169,31 @@ impl Observer for Watched<'_> {
         self.observer.residual(half, &added.detach(), &stream.detach())
     }
 
+    fn routed(&mut self, expert: usize, tokens: &[u32]) -> Result<()> {
+        self.routed.insert(expert, tokens.into());
+        self.observer.routed(expert, tokens)
+    }
+
     fn gradients(&mut self, site: &Site) -> Result<GradientSinks> {
         let sums = Tensor::zeros(site.out_features, DType::F64, &self.device)?;
-        let own = Arc::new(ColumnSquares { sums, tokens: AtomicU64::new(0) });
-        self.sites.insert(site.name.clone(), Arc::clone(&own));
-        let asked = self.observer.gradients(site)?;
-        let output: Arc<dyn GradientSink> = match asked.output {
-            Some(other) => Arc::new(Both(own, other)),
-            None => own,
+        let channels = Arc::new(ColumnSquares { sums });
+        let gain = Arc::new(Gain::default());
+        let tokens = match site.port {
+            Port::ExpertIn(expert) | Port::ExpertHidden(expert) => self.routed.get(&expert),
+            Port::AttnIn | Port::AttnOut | Port::MlpIn | Port::MlpHidden => None,
         };
-        Ok(GradientSinks { input: asked.input, output: Some(output) })
+        let seen = Seen {
+            channels: Arc::clone(&channels),
+            gain: Arc::clone(&gain),
+            tokens: tokens.cloned(),
+        };
+        self.sites.insert(site.name.clone(), seen);
+        let asked = self.observer.gradients(site)?;
+        Ok(GradientSinks {
+            input: asked.input,
+            output: Some(beside(channels, asked.output)),
+            gain: Some(beside(gain, asked.gain)),
+        })
     }
 }
 
@@ -144,19 +201,44 @@ impl Observer for Watched<'_> {
 struct ColumnSquares {
     /// `[out]` f64.
     sums: Tensor,
-    tokens: AtomicU64,
 }
 
 impl GradientSink for ColumnSquares {
     fn gradient(&self, gradient: &Tensor) -> Result<()> {
-        ops::column_squares(&self.sums, gradient)?;
-        self.tokens.fetch_add(gradient.dim(0)? as u64, Ordering::Relaxed);
+        ops::column_squares(&self.sums, gradient)
+    }
+}
+
+/// Keeps the gradient at the gain, `[tokens]`, where it is: nobody waits for a device on the way back.
+#[derive(Default)]
+struct Gain(Mutex<Option<Tensor>>);
+
+impl Gain {
+    fn take(&self) -> Option<Tensor> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+impl GradientSink for Gain {
+    fn gradient(&self, gradient: &Tensor) -> Result<()> {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(gradient.clone());
         Ok(())
     }
 }
 
+/// A sink of ours, and beside it another that may want to see the same.
+fn beside(
+    own: Arc<dyn GradientSink>,
+    other: Option<Arc<dyn GradientSink>>,
+) -> Arc<dyn GradientSink> {
+    match other {
+        Some(other) => Arc::new(Both(own, other)),
+        None => own,
+    }
+}
+
 /// Two that look at one gradient.
-struct Both(Arc<ColumnSquares>, Arc<dyn GradientSink>);
+struct Both(Arc<dyn GradientSink>, Arc<dyn GradientSink>);
 
 impl GradientSink for Both {
     fn gradient(&self, gradient: &Tensor) -> Result<()> {

@@ -54,9 +54,15 @@ impl SiteStats {
 /// How much the loss minds a change of a linear's output.
 #[derive(Debug, Clone)]
 pub enum Importance {
-    /// `E[g_o²]` for every output channel, `g` the gradient at the output of the loss summed over
-    /// all tokens: in nats per token, a change `δy` costs `½ Σ_o E[g_o²] E[δy_o²]`.
-    Channels(Arc<[f64]>),
+    /// Gradients of the loss summed over all tokens.
+    Gradients {
+        /// `E[g_o²]` for every output channel, `g` the gradient at the output: in nats per token, a
+        /// change `δy` that is as good as random costs `½ Σ_o E[g_o²] E[δy_o²]`.
+        channels: Arc<[f64]>,
+        /// [`GradientMoment::gain`](super::GradientMoment::gain) per token: that all of `W x` becomes
+        /// smaller by a share `α` costs `½ α²` times this, in nats per token.
+        gain: f64,
+    },
     /// No gradient was taken, so all channels count the same: relative to its size, a change costs
     /// this, `E|a|² / E|h|²`, what the site's half of the block adds to the residual stream against
     /// the stream it is added to.
@@ -184,7 +190,11 @@ impl LayerMoments {
         }
         let stats = sites.iter().filter_map(|site| {
             let importance = match gradients {
-                Some(gradients) => Importance::Channels(gradients.get(&site.name)?.per_token()),
+                Some(gradients) => {
+                    let moment = gradients.get(&site.name)?;
+                    let (channels, gain) = (moment.per_token(), moment.gain_per_token());
+                    Importance::Gradients { channels, gain }
+                }
                 None => {
                     let share = shares.get(&Half::of(site.role)).copied();
                     Importance::Share(share.unwrap_or(0.0))

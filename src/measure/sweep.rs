@@ -29,6 +29,11 @@ impl<'a> Sweep<'a> {
         Ok(Self { decoder, place: place.clone(), length, rope })
     }
 
+    /// Tokens of a window.
+    pub(super) fn length(&self) -> usize {
+        self.length
+    }
+
     /// Blocks of the model.
     pub(super) fn layers(&self) -> usize {
         self.decoder.model().spec.layers.len()

@@ -100,9 +100,9 @@ impl Linear {
                 ops::low_rank_matvec(x, v, u, bias)?
             }
             Weight::LowRank { v, u } => {
-                let GradientSinks { input, output } = sinks;
-                let narrow = GradientSinks { input, output: None };
-                let wide = GradientSinks { input: None, output };
+                let GradientSinks { input, output, gain } = sinks;
+                let narrow = GradientSinks { input, ..GradientSinks::default() };
+                let wide = GradientSinks { output, gain, ..GradientSinks::default() };
                 ops::linear(&ops::linear(x, v, None, narrow)?, u, bias, wide)?
             }
         };

@@ -117,7 +117,14 @@ impl Mlp {
             }
             Self::Experts { router, experts, top_k, renormalise } => {
                 let routes = route(x, router, *top_k, *renormalise)?;
-                let routed = x.index_select(&routes.rows, 0)?;
+                let mut tokens = routes.tokens.as_slice();
+                for (expert, count) in routes.counts.iter().enumerate() {
+                    let (own, rest) = tokens.split_at(*count);
+                    observer.routed(expert, own)?;
+                    tokens = rest;
+                }
+                let rows = Tensor::new(routes.tokens.as_slice(), x.device())?;
+                let routed = x.index_select(&rows, 0)?;
                 let answers = ops::per_part(&routed, &routes.counts, |expert, rows| {
                     observer.input(Port::ExpertIn(expert), rows)?;
                     experts[expert].forward(rows, Port::ExpertHidden(expert), observer)
@@ -130,14 +137,14 @@ impl Mlp {
 
 /// Which experts get which tokens, and the weights of their answers.
 struct Routes {
-    /// Tokens, expert by expert, ascending within each: `[tokens · top_k]` u32.
-    rows: Tensor,
+    /// Expert by expert, ascending within each: `tokens · top_k` of them.
+    tokens: Vec<u32>,
     /// How many of them each expert gets.
     counts: Vec<usize>,
     /// Weights of every token's experts, likeliest first: `[tokens, top_k]`, the only part of a choice
     /// that has a gradient.
     weights: Tensor,
-    /// Where each of these stands in `rows`.
+    /// Where each of these stands in `tokens`.
     places: Vec<usize>,
 }
 
@@ -166,9 +173,9 @@ fn route(x: &Tensor, router: &Tensor, top_k: usize, renormalise: bool) -> Result
         places[index] = place;
         counts[chosen[index] as usize] += 1;
     }
-    let rows: Vec<u32> = by_expert.iter().map(|index| (index / top_k) as u32).collect();
+    let tokens: Vec<u32> = by_expert.iter().map(|index| (index / top_k) as u32).collect();
     let chosen = Tensor::from_vec(chosen, (x.dim(0)?, top_k), x.device())?;
     let weights = probabilities.gather(&chosen, 1)?;
     let weights = if renormalise { ops::renormalise(&weights)? } else { weights };
-    Ok(Routes { rows: Tensor::new(rows, x.device())?, counts, weights, places })
+    Ok(Routes { tokens, counts, weights, places })
 }

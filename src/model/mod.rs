@@ -65,6 +65,14 @@ pub trait Observer {
     /// As [`input`](Self::input).
     fn residual(&mut self, half: Half, added: &Tensor, stream: &Tensor) -> Result<()>;
 
+    /// Which tokens of the chunk the rows of `expert` are, in their order; called before they are seen.
+    ///
+    /// # Errors
+    /// As [`input`](Self::input).
+    fn routed(&mut self, _expert: usize, _tokens: &[u32]) -> Result<()> {
+        Ok(())
+    }
+
     /// Who looks at the gradients at `site`, should a backward pass follow; asked before the site
     /// computes. The gradient at a [`Port`] that one site reads (the hidden activation of an MLP or an
     /// expert) is that at the input of this site.

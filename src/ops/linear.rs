@@ -19,15 +19,15 @@ use half::bf16;
 
 use super::cuda::{self, Grid, Launch};
 use super::lanes::{self, Kernel};
-use super::operand;
+use super::{operand, row_dots};
 use crate::error::Result;
 
 const OP: &str = "linear";
 
 /// Something that looks at a gradient while it flows back.
 pub trait GradientSink: Send + Sync {
-    /// The gradient of the loss at some rows of an activation, `[tokens, channels]` f32. Called once
-    /// per backward pass, on the thread that runs it.
+    /// The gradient of the loss at some rows, f32: `[tokens, channels]` of an activation, `[tokens]` of a
+    /// gain. Called once per backward pass, on the thread that runs it.
     ///
     /// # Errors
     /// Whatever makes the gradient unusable; it ends the backward pass.
@@ -42,12 +42,17 @@ pub struct GradientSinks {
     pub input: Option<Arc<dyn GradientSink>>,
     /// At what it writes, `[tokens, out]`.
     pub output: Option<Arc<dyn GradientSink>>,
+    /// At a gain of 1 that every token's `W x` might be multiplied by: `⟨dy, W x⟩ = ⟨dx, x⟩`, `[tokens]`.
+    pub gain: Option<Arc<dyn GradientSink>>,
 }
 
 impl std::fmt::Debug for GradientSinks {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let (input, output) = (self.input.is_some(), self.output.is_some());
-        f.debug_struct("GradientSinks").field("input", &input).field("output", &output).finish()
+        f.debug_struct("GradientSinks")
+            .field("input", &self.input.is_some())
+            .field("output", &self.output.is_some())
+            .field("gain", &self.gain.is_some())
+            .finish()
     }
 }
 
@@ -103,7 +108,7 @@ struct Linear {
 }
 
 impl Linear {
-    fn gradient(&self, w: &Tensor, dy: &Tensor) -> candle_core::Result<Tensor> {
+    fn gradient(&self, x: &Tensor, w: &Tensor, dy: &Tensor) -> candle_core::Result<Tensor> {
         let show = |sink: &Option<Arc<dyn GradientSink>>, gradient: &Tensor| {
             sink.as_ref().map_or(Ok(()), |sink| sink.gradient(gradient))
         };
@@ -111,6 +116,10 @@ impl Linear {
         show(&self.sinks.output, &dy).map_err(candle_core::Error::wrap)?;
         let dx = dy.apply_op2_no_bwd(w, &Product { back: true })?;
         show(&self.sinks.input, &dx).map_err(candle_core::Error::wrap)?;
+        if let Some(sink) = &self.sinks.gain {
+            let gain = row_dots(&dx, &x.contiguous()?).and_then(|gain| sink.gradient(&gain));
+            gain.map_err(candle_core::Error::wrap)?;
+        }
         Ok(dx)
     }
 }
@@ -201,12 +210,12 @@ impl CustomOp2 for Linear {
 
     fn bwd(
         &self,
-        _: &Tensor,
+        x: &Tensor,
         w: &Tensor,
         _: &Tensor,
         dy: &Tensor,
     ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>)> {
-        Ok((Some(self.gradient(w, dy)?), None))
+        Ok((Some(self.gradient(x, w, dy)?), None))
     }
 }
 
@@ -254,13 +263,13 @@ impl CustomOp3 for Linear {
 
     fn bwd(
         &self,
-        _: &Tensor,
+        x: &Tensor,
         w: &Tensor,
         _: &Tensor,
         _: &Tensor,
         dy: &Tensor,
     ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        Ok((Some(self.gradient(w, dy)?), None, None))
+        Ok((Some(self.gradient(x, w, dy)?), None, None))
     }
 }
 

@@ -21,6 +21,7 @@
 //! | [`CrossEntropy`] | next-token loss in nats, vocabulary in tiles | `[n, w].., [n] u32 -> [n]` |
 //! | [`gram`], [`symmetrise`] | second moments, in f64 | `[t, n]` into `[n, n]` |
 //! | [`column_sum`], [`column_squares`] | first moments, energies, in f64 | `[t, n]` into `[n]` |
+//! | [`row_dots`] | `Σ_j a[t, j] b[t, j]` | `2 x [t, n] -> [t]` |
 //! | [`sign_pack`] | signs and a sketch of magnitudes | `[m, n], [n, c] -> [1, m, n/8] u8, [m, c]` |
 //! | [`residual`] | `r - s ∘ (u v)`, then as `sign_pack` | `[m, n]`, a level, `[n, c]` |
 //! | [`stack_matvec`] | `Σ S_l ∘ (u_l v_l) x` of one row | `[1, n]`, a stack `-> [1, m]` |
@@ -64,6 +65,7 @@ mod renormalise;
 mod residual;
 mod rms_norm;
 mod rope;
+mod row_dots;
 mod row_norm;
 mod sign_pack;
 mod silu_mul;
@@ -92,6 +94,7 @@ pub use renormalise::renormalise;
 pub use residual::residual;
 pub use rms_norm::rms_norm;
 pub use rope::rope;
+pub use row_dots::row_dots;
 pub use sign_pack::sign_pack;
 pub use silu_mul::silu_mul;
 pub use soft_cap::{soft_cap, soft_cap_gradient};

@@ -5,11 +5,20 @@
 //!
 //! ```text
 //! S_i = sign(R_i)    |R_i| ≈ u_i v_i, rank k    R_(i+1) = R_i - S_i ∘ (u_i v_i)    i < levels
-//! W ≈ (Σ_i S_i ∘ (u_i v_i)) diag(1/s)           loss_j = ½ Σ_o E[g_o²] Σ_c E[x_c²] (R_j[o, c] / s_c)²
+//! W ≈ (Σ_i S_i ∘ (u_i v_i)) diag(1/s)
 //! ```
 //!
-//! in nats per token, cross terms of the inputs left out: what is left of a weight after a block has
-//! the signs of noise. Factors are rounded to f16 before their product is subtracted, so that later
+//! What is left after `j` blocks, `D = R_j diag(1/s)`, is a share `α` of the weight itself, since a least
+//! squares fit is always too small, and beyond it has the signs of noise. Of noise, cross terms of
+//! inputs and outputs are left out. A share moves all tokens of a window alike, and costs what the
+//! gradient at the weight's gain `γ` says ([`Importance::Gradients`]). In nats per token, with
+//! `⟨A, B⟩ = ½ Σ_o E[g_o²] Σ_c E[x_c²] A[o, c] B[o, c]`,
+//!
+//! ```text
+//! α = ⟨D, W⟩ / ⟨W, W⟩      loss_j = ⟨D - α W, D - α W⟩ + ½ α² E[g_γ²] = ⟨D, D⟩ + α² (½ E[g_γ²] - ⟨W, W⟩)
+//! ```
+//!
+//! Factors are rounded to f16 before their product is subtracted, so that later
 //! levels make up for the rounding. The scale is kept beside the blocks and never folded into what
 //! comes before, so `o_proj` under grouped-query attention is scaled as every other linear is.
 
@@ -112,8 +121,8 @@ impl Pass for Bitstack {
         let scale_row = Tensor::from_slice(&scale, (1, n), device)?;
         let residual = weight.broadcast_mul(&scale_row)?.contiguous()?;
         drop(weight);
-        let prices = Prices::of(stats, &squares, &scale, m, device)?;
-        let sizes = Prices::plain(&scale, m, device)?;
+        let prices = Prices::new(stats, &squares, &scale, residual.copy()?)?;
+        let sizes = Metric::plain(&scale, m, device)?;
 
         let (rank, seed) = (self.rank(site), seed_of(&site.name));
         let sketch = (!self.options.exact).then_some(rank + OVERSAMPLING);
@@ -124,7 +133,7 @@ impl Pass for Bitstack {
         let mut analysis = Analysis::default();
         let mut repairs = Repairs::default();
         let (mut losses, mut errors) = (vec![prices.loss(&residual)?], Vec::new());
-        let whole = sizes.loss(&residual)?;
+        let whole = sizes.square(&residual)?;
         let (mut sign, mut sketched) = ops::sign_pack(&residual, omega(0)?.as_ref())?;
         for level in 0..self.options.levels {
             let options = Truncation {
@@ -150,7 +159,7 @@ impl Pass for Bitstack {
             };
             let after = ops::residual(&residual, &sign, one_u, one_v, next.as_ref())?;
             losses.push(prices.loss(&residual)?);
-            errors.push((sizes.loss(&residual)? / whole.max(f64::MIN_POSITIVE)).sqrt());
+            errors.push((sizes.square(&residual)? / whole.max(f64::MIN_POSITIVE)).sqrt());
             if losses.last().is_some_and(|loss| !loss.is_finite()) {
                 let what = format!("`{}.{level}`", site.name);
                 return Err(Error::NonFinite { what, detail: "its factors in f16".into() });
@@ -258,53 +267,91 @@ fn scale(squares: &[f64]) -> Vec<f32> {
     roots.iter().map(|root| (root + least) as f32).collect()
 }
 
-/// What is left of a weight costs this, element by element.
+/// What it costs to be left with some of a weight.
 struct Prices {
-    /// `½ E[g_o²]`, or its stand-in without gradients, `[1, out]` f64.
-    rows: Tensor,
-    /// `E[x_c²] / s_c²`, `[in, 1]` f64.
-    columns: Tensor,
+    /// `⟨A, B⟩` of scaled weights.
+    metric: Metric,
+    /// All of it, `R_0 [out, in]`.
+    origin: Tensor,
+    /// `⟨W, W⟩`.
+    whole: f64,
+    /// `½ E[g_γ²]`, where gradients were taken.
+    gain: Option<f64>,
 }
 
 impl Prices {
-    fn of(
+    fn new(
         stats: Option<&SiteStats>,
         squares: &[f64],
         scale: &[f32],
-        m: usize,
-        device: &Device,
+        origin: Tensor,
     ) -> Result<Self> {
+        let (m, _) = origin.dims2()?;
         let per_scale = squares.iter().zip(scale).map(|(x, &s)| x / f64::from(s).powi(2));
-        let columns: Vec<f64> = per_scale.collect();
-        let rows = match stats.map(|stats| &stats.importance) {
-            Some(Importance::Channels(gradients)) => gradients.iter().map(|g| 0.5 * g).collect(),
-            Some(Importance::Share(share)) => vec![*share; m],
+        let (rows, gain) = match stats.map(|stats| &stats.importance) {
+            Some(Importance::Gradients { channels, gain }) => {
+                (channels.iter().map(|g| 0.5 * g).collect(), Some(0.5 * gain))
+            }
+            Some(Importance::Share(share)) => (vec![*share; m], None),
             // What no token reached costs next to nothing, and not nothing.
-            None => vec![f64::from(f32::MIN_POSITIVE); m],
+            None => (vec![f64::from(f32::MIN_POSITIVE); m], None),
         };
+        let metric = Metric::new(rows, per_scale.collect(), origin.device())?;
+        let whole = metric.square(&origin)?;
+        Ok(Self { metric, origin, whole, gain })
+    }
+
+    /// The expected loss with `residual` left.
+    fn loss(&self, residual: &Tensor) -> Result<f64> {
+        let square = self.metric.square(residual)?;
+        match self.gain {
+            Some(gain) if self.whole > 0.0 => {
+                let share = self.metric.product(residual, &self.origin)? / self.whole;
+                Ok(square + share.powi(2) * (gain - self.whole))
+            }
+            _ => Ok(square),
+        }
+    }
+}
+
+/// A scalar product of matrices `[out, in]` that counts rows and columns differently.
+struct Metric {
+    /// `[1, out]` f64.
+    rows: Tensor,
+    /// `[in, 1]` f64.
+    columns: Tensor,
+}
+
+impl Metric {
+    fn new(rows: Vec<f64>, columns: Vec<f64>, device: &Device) -> Result<Self> {
+        let (m, n) = (rows.len(), columns.len());
         Ok(Self {
             rows: Tensor::from_vec(rows, (1, m), device)?,
-            columns: Tensor::from_vec(columns, (squares.len(), 1), device)?,
+            columns: Tensor::from_vec(columns, (n, 1), device)?,
         })
     }
 
     /// Every element of the weight itself counts the same.
     fn plain(scale: &[f32], m: usize, device: &Device) -> Result<Self> {
-        let columns: Vec<f64> = scale.iter().map(|&s| 1.0 / f64::from(s).powi(2)).collect();
-        let rows = Tensor::ones((1, m), DType::F64, device)?;
-        Ok(Self { rows, columns: Tensor::from_vec(columns, (scale.len(), 1), device)? })
+        let columns = scale.iter().map(|&s| 1.0 / f64::from(s).powi(2)).collect();
+        Self::new(vec![1.0; m], columns, device)
     }
 
-    /// `Σ_o rows_o Σ_c columns_c R[o, c]²`.
-    fn loss(&self, residual: &Tensor) -> Result<f64> {
+    /// `⟨a, a⟩`.
+    fn square(&self, a: &Tensor) -> Result<f64> {
+        self.product(a, a)
+    }
+
+    /// `Σ_o rows_o Σ_c columns_c a[o, c] b[o, c]`.
+    fn product(&self, a: &Tensor, b: &Tensor) -> Result<f64> {
         /// Rows that are widened to f64 at a time.
         const ROWS: usize = 256;
-        let m = residual.dim(0)?;
+        let m = a.dim(0)?;
         let mut sum = 0.0;
         for first in (0..m).step_by(ROWS) {
             let count = ROWS.min(m - first);
-            let squares = residual.narrow(0, first, count)?.to_dtype(DType::F64)?.sqr()?;
-            let by_row = squares.matmul(&self.columns)?;
+            let wide = |t: &Tensor| t.narrow(0, first, count)?.to_dtype(DType::F64);
+            let by_row = (wide(a)? * wide(b)?)?.matmul(&self.columns)?;
             let rows = self.rows.narrow(1, first, count)?;
             sum += rows.matmul(&by_row)?.flatten_all()?.to_vec1::<f64>()?[0];
         }

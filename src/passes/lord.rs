@@ -76,15 +76,15 @@ impl Pass for Lord {
         let bias = weights.bias(site)?;
         let mut repairs = Repairs::default();
         let scale = match &stats.importance {
-            Importance::Channels(squares) if !self.options.paper => {
-                channel_scale(squares, &mut repairs)
+            Importance::Gradients { channels, .. } if !self.options.paper => {
+                channel_scale(channels, &mut repairs)
             }
             _ => None,
         };
         // No offer takes more columns than this, whatever its multiple. Pricing directions that gradients
         // had no part in takes all of them.
         let kept = ranks(site, 1).last().unwrap_or(0);
-        let priced = scale.is_none() && matches!(stats.importance, Importance::Channels(_));
+        let priced = scale.is_none() && matches!(stats.importance, Importance::Gradients { .. });
         let wanted = if priced { usize::MAX } else { kept };
         let weight = || weights.weight(site);
         let found =
@@ -173,14 +173,15 @@ fn losses(found: &Directions, importance: &Importance, scaled: bool) -> Result<V
     let energies = &found.energies;
     match importance {
         Importance::Share(share) => Ok(tail_shares(energies, *share)),
-        Importance::Channels(squares) if scaled => {
-            let mean = squares.iter().sum::<f64>() / squares.len() as f64;
+        Importance::Gradients { channels, .. } if scaled => {
+            let mean = channels.iter().sum::<f64>() / channels.len() as f64;
             Ok(tails(energies, 0.5 * mean))
         }
-        Importance::Channels(squares) => {
+        Importance::Gradients { channels, .. } => {
             // Directions of y itself: direction i costs ½ λ_i Σ_o E[g_o²] U_oi².
-            let squares = Tensor::from_slice(squares, (1, squares.len()), found.vectors.device())?;
-            let price = squares.matmul(&found.vectors.sqr()?)?.squeeze(0)?.to_vec1::<f64>()?;
+            let channels =
+                Tensor::from_slice(channels, (1, channels.len()), found.vectors.device())?;
+            let price = channels.matmul(&found.vectors.sqr()?)?.squeeze(0)?.to_vec1::<f64>()?;
             let priced: Vec<f64> = energies.iter().zip(price).map(|(e, p)| e * p).collect();
             Ok(tails(&priced, 0.5))
         }

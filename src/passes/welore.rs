@@ -136,7 +136,7 @@ fn coefficients(
 /// What keeping the first `r` singular values costs, for every `r`.
 fn measured_losses(u: &Tensor, second: &Tensor, importance: &Importance) -> Result<Vec<f64>> {
     match importance {
-        Importance::Channels(squares) => truncation_losses(u, second, squares),
+        Importance::Gradients { channels, .. } => truncation_losses(u, second, channels),
         Importance::Share(share) => {
             let diagonal = second.to_vec2::<f64>()?;
             let energies: Vec<f64> = (0..diagonal.len()).map(|i| diagonal[i][i]).collect();

@@ -2,9 +2,8 @@
 //! or level by level as published.
 //!
 //! Every linear's first level comes first, in layer order: without it there is no model. After that the
-//! block that saves most per byte is next, of a linear that is not too far ahead of the others. Within
-//! a linear levels stay in order; a later block that saves more than the one before it shares its gain
-//! with it, as on a convex hull.
+//! block that saves most per byte is next. Within a linear levels stay in order; a later block that saves
+//! more than the one before it shares its gain with it, as on a convex hull.
 
 use serde::{Deserialize, Serialize};
 
@@ -31,16 +30,8 @@ pub(crate) struct Blocks {
     pub(crate) bytes: u64,
 }
 
-/// How many levels a linear may be ahead of the one that has fewest. The estimate takes what is left of
-/// a linear for small and for independent of what is left of the others; of one level it is neither.
-const LEAD: usize = 2;
-
 /// The blocks of `linears`, most important first.
 pub(crate) fn order_blocks(linears: &[Blocks], order: BlockOrder) -> PlannedStack {
-    let lead = match order {
-        BlockOrder::Priority => LEAD,
-        BlockOrder::Average => 1,
-    };
     // What each block after the first saves per byte.
     let priorities: Vec<Vec<f64>> = linears
         .iter()
@@ -57,7 +48,10 @@ pub(crate) fn order_blocks(linears: &[Blocks], order: BlockOrder) -> PlannedStac
         let open: Vec<usize> = unfinished.collect();
         let Some(fewest) = open.iter().map(|&linear| taken[linear]).min() else { break };
         let next = |linear: &usize| priorities[*linear][taken[*linear] - 1];
-        let allowed = open.iter().copied().filter(|&linear| taken[linear] < fewest + lead);
+        let allowed = open.iter().copied().filter(|&linear| match order {
+            BlockOrder::Priority => true,
+            BlockOrder::Average => taken[linear] == fewest,
+        });
         // Of equals the first.
         let best =
             allowed.reduce(|best, linear| if next(&linear) > next(&best) { linear } else { best });

@@ -52,6 +52,18 @@ fn norms() {
     y.iter_mut().zip(names).for_each(|(y, name)| y.agree(name));
 }
 
+#[test]
+fn row_dots() {
+    let ([mut a, mut b], mut y) = (inputs(), Tensor::<f32>::new(ROWS, TAIL));
+    for side in BOTH {
+        let (rows, grid, run) = extent(side, ROWS, TAIL, 8);
+        launch!("row_dots", grid, [256, 1, 1], 0; blocks = run;
+            a.at(side), b.at(side), y.at(side), rows, D as i64)
+        .unwrap();
+    }
+    y.agree("row_dots");
+}
+
 /// One thread per row of four.
 #[test]
 fn renormalise() {
