@@ -22,8 +22,9 @@ use crate::error::Result;
 
 const OP: &str = "stack_matvec";
 
-/// Bytes of a row that one task looks up: a cache line.
-const SEGMENT: usize = 64;
+/// Bytes of a row that one task looks up. More would spread over fewer threads; with fewer, what a task
+/// does once per row shows.
+const SEGMENT: usize = 256;
 
 /// Rows that share the sums a task has made.
 const ROWS: usize = 4096;
@@ -261,19 +262,7 @@ impl<const W: usize> Kernel for SignedSums<'_, W> {
     #[inline(always)]
     fn call(self) {
         // Of four rows each, then of every pair.
-        let half = |z: &[[f32; W]]| {
-            let mut sums = [[0.0; W]; 16];
-            for (bits, sums) in sums.iter_mut().enumerate() {
-                for (i, z) in z.iter().enumerate() {
-                    let sign = if bits >> (3 - i) & 1 == 1 { 1.0 } else { -1.0 };
-                    for (sum, z) in sums.iter_mut().zip(z) {
-                        *sum += sign * z;
-                    }
-                }
-            }
-            sums
-        };
-        let (high, low) = (half(&self.z[..4]), half(&self.z[4..]));
+        let (high, low) = (four_signed(&self.z[..4]), four_signed(&self.z[4..]));
         for (sums, high) in self.sums.chunks_exact_mut(16).zip(&high) {
             for (sums, low) in sums.iter_mut().zip(&low) {
                 for ((sum, high), low) in sums.iter_mut().zip(high).zip(low) {
@@ -282,6 +271,23 @@ impl<const W: usize> Kernel for SignedSums<'_, W> {
             }
         }
     }
+}
+
+/// All signed sums of four rows, the first of which is the most significant bit's: each row doubles
+/// the sums there are.
+#[inline(always)]
+fn four_signed<const W: usize>(z: &[[f32; W]]) -> [[f32; W]; 16] {
+    let mut sums = [[0.0; W]; 16];
+    for (i, z) in z.iter().enumerate() {
+        for at in (0..1 << i).rev() {
+            let before = sums[at];
+            for (c, z) in z.iter().enumerate() {
+                sums[2 * at][c] = before[c] - z;
+                sums[2 * at + 1][c] = before[c] + z;
+            }
+        }
+    }
+    sums
 }
 
 /// Adds to the total of every row the sums that `B` bytes of its signs, from `byte` on, stand for.
