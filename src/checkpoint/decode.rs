@@ -85,6 +85,11 @@ pub fn check_finite(dtype: Dtype, bytes: &[u8], name: &str) -> Result<(), Checkp
     }
 }
 
+/// Whether [`first_non_finite`] looks at elements of this dtype at all.
+pub(super) fn is_checked(dtype: Dtype) -> bool {
+    matches!(dtype, Dtype::F64 | Dtype::F32 | Dtype::F16 | Dtype::BF16)
+}
+
 /// The index of the first element that is not finite.
 pub(super) fn first_non_finite(dtype: Dtype, bytes: &[u8]) -> Option<usize> {
     match dtype {

@@ -6,8 +6,12 @@
 use std::fs::File;
 use std::io::{self, BufWriter, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
+use std::thread::{self, JoinHandle};
 
 use super::error::CheckpointError;
+
+/// Bytes after which the disk is set to work, so that the end is not one long wait for it.
+const AHEAD: u64 = if cfg!(test) { 1 << 10 } else { 128 << 20 };
 
 /// A file being written.
 #[derive(Debug)]
@@ -15,6 +19,9 @@ pub(super) struct NewFile {
     path: PathBuf,
     file: BufWriter<File>,
     position: u64,
+    /// Bytes written since the disk was last set to work.
+    waiting: u64,
+    at_work: Option<JoinHandle<io::Result<()>>>,
 }
 
 impl NewFile {
@@ -22,7 +29,8 @@ impl NewFile {
     pub(super) fn create(path: PathBuf) -> Result<Self, CheckpointError> {
         match File::create_new(&path) {
             Ok(file) => {
-                Ok(Self { path, file: BufWriter::with_capacity(1 << 20, file), position: 0 })
+                let file = BufWriter::with_capacity(1 << 20, file);
+                Ok(Self { path, file, position: 0, waiting: 0, at_work: None })
             }
             Err(e) => Err(CheckpointError::io("create", &path, e)),
         }
@@ -35,14 +43,36 @@ impl NewFile {
         } else {
             self.file.seek(SeekFrom::Start(position)).and_then(|_| self.file.write_all(bytes))
         };
-        written.map_err(|e| CheckpointError::io("write", &self.path, e))?;
-        self.position = position + bytes.len() as u64;
+        let written = written.and_then(|()| {
+            self.position = position + bytes.len() as u64;
+            self.waiting += bytes.len() as u64;
+            if self.waiting < AHEAD { Ok(()) } else { self.write_ahead() }
+        });
+        written.map_err(|e| CheckpointError::io("write", &self.path, e))
+    }
+
+    /// Has another thread bring to the disk what was written, unless one is still at it.
+    fn write_ahead(&mut self) -> io::Result<()> {
+        if self.at_work.as_ref().is_some_and(|thread| !thread.is_finished()) {
+            return Ok(());
+        }
+        self.wait()?;
+        let file = self.file.get_ref().try_clone()?;
+        self.at_work = Some(thread::spawn(move || file.sync_data()));
+        self.waiting = 0;
         Ok(())
+    }
+
+    /// Waits for that thread. An error of the disk is told to the first who asks: it must not be lost.
+    fn wait(&mut self) -> io::Result<()> {
+        let panicked = |_| Err(io::Error::other("the thread that syncs panicked"));
+        self.at_work.take().map_or(Ok(()), |thread| thread.join().unwrap_or_else(panicked))
     }
 
     /// Brings everything to the disk.
     pub(super) fn close(mut self) -> Result<(), CheckpointError> {
-        let closed = self.file.flush().and_then(|()| self.file.get_ref().sync_all());
+        let closed = self.file.flush().and_then(|()| self.wait());
+        let closed = closed.and_then(|()| self.file.get_ref().sync_all());
         closed.map_err(|e| CheckpointError::io("write", &self.path, e))
     }
 }
@@ -68,5 +98,30 @@ pub(super) fn sync_folder(folder: &Path) {
     if cfg!(unix) {
         // Some file systems refuse this; the rename is as safe there as it can be.
         let _ = File::open(folder).and_then(|folder| folder.sync_all());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_while_the_disk_is_at_work_is_all_there() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        let mut file = NewFile::create(path.clone()).unwrap();
+        let pieces: Vec<Vec<u8>> = (0..200_usize).map(|i| vec![i as u8; 37 * i]).collect();
+        // The second half first, so that the file is sought in.
+        let half: usize = pieces[..100].iter().map(Vec::len).sum();
+        for (from, pieces) in [(half, &pieces[100..]), (0, &pieces[..100])] {
+            let mut position = from as u64;
+            for piece in pieces {
+                file.write_at(position, piece).unwrap();
+                position += piece.len() as u64;
+            }
+        }
+        assert!(file.at_work.is_some(), "the disk was not set to work");
+        file.close().unwrap();
+        assert!(std::fs::read(path).unwrap() == pieces.concat());
     }
 }

@@ -7,16 +7,13 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
 use super::config::Config;
-use super::decode::first_non_finite;
+use super::decode::{first_non_finite, is_checked};
 use super::error::{CheckpointError, NO_WEIGHTS};
 use super::index::{self, INDEX_FILE};
 use super::problem::IndexProblem;
 use super::shard::{Shard, file_name};
 use super::side::weight_files;
 use super::tensor::TensorInfo;
-
-/// Bytes looked at or copied at a time; a multiple of every element's size.
-pub(super) const CHUNK_BYTES: usize = 8 << 20;
 
 /// The weights of a model that is not sharded.
 pub(super) const SINGLE_FILE: &str = "model.safetensors";
@@ -131,22 +128,20 @@ impl Checkpoint {
         self.shard_of(tensor)?.bytes(&tensor.range)
     }
 
-    /// Checks that every value of a tensor is finite, holding a few MiB of it in memory at a time.
+    /// Checks that every value of a tensor is finite, holding a MiB of it in memory at a time.
     ///
     /// # Errors
     /// [`CheckpointError::NonFinite`] with the first place; those of [`bytes`](Self::bytes).
     pub fn require_finite(&self, tensor: &TensorInfo) -> Result<(), CheckpointError> {
         let (shard, bits) = (self.shard_of(tensor)?, tensor.dtype.bitsize() as u64);
-        for start in tensor.range.clone().step_by(CHUNK_BYTES) {
-            let chunk = start..tensor.range.end.min(start + CHUNK_BYTES as u64);
-            let found = first_non_finite(tensor.dtype, shard.bytes(&chunk)?);
-            shard.release(&chunk);
-            if let Some(at) = found {
-                let index = (start - tensor.range.start) * 8 / bits + at as u64;
-                return Err(CheckpointError::NonFinite { tensor: tensor.name.clone(), index });
-            }
+        if !is_checked(tensor.dtype) {
+            return Ok(());
         }
-        Ok(())
+        shard.each_chunk(&tensor.range, |start, bytes| {
+            let Some(at) = first_non_finite(tensor.dtype, bytes) else { return Ok(()) };
+            let index = start * 8 / bits + at as u64;
+            Err(CheckpointError::NonFinite { tensor: tensor.name.clone(), index })
+        })
     }
 
     /// Tells the system that a tensor's data will not be needed again soon, so that its mapped pages

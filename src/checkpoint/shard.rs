@@ -18,9 +18,13 @@ use super::error::CheckpointError;
 use super::file;
 use super::header::{Header, HeaderTensor};
 
-/// Bytes that the system maps at once where one of them is touched and all are in memory.
+/// Bytes that the system maps at once where one of them is touched and all are in memory: as many as one
+/// entry of a page table can stand for, where it keeps a file in pieces as large.
 #[cfg(unix)]
-const FAULT_AROUND: usize = 64 << 10;
+const FAULT_AROUND: usize = 2 << 20;
+
+/// Bytes that are read at a time where data only pass through; a multiple of every element's size.
+const CHUNK_BYTES: u64 = 1 << 20;
 
 /// An open `.safetensors` file.
 #[derive(Debug)]
@@ -62,6 +66,40 @@ impl Shard {
         in_map.and_then(|(start, end)| map.get(start..end)).ok_or_else(|| {
             CheckpointError::Bug(format!("{range:?} is not inside `{}`", self.path.display()))
         })
+    }
+
+    /// Shows `look` the bytes at `range`, a chunk after the other, each with its place from the start of
+    /// the range. They are read, not mapped: what is looked at once is not worth the pages.
+    pub(super) fn each_chunk(
+        &self,
+        range: &Range<u64>,
+        mut look: impl FnMut(u64, &[u8]) -> Result<(), CheckpointError>,
+    ) -> Result<(), CheckpointError> {
+        let mut buffer = Vec::new();
+        for start in range.clone().step_by(CHUNK_BYTES as usize) {
+            let length = CHUNK_BYTES.min(range.end - start);
+            buffer.resize(length as usize, 0);
+            self.read_at(start, &mut buffer)?;
+            look(start - range.start, &buffer)?;
+        }
+        Ok(())
+    }
+
+    /// Fills `buffer` with the bytes from `start` on, in whatever order others read.
+    #[cfg(unix)]
+    fn read_at(&self, start: u64, buffer: &mut [u8]) -> Result<(), CheckpointError> {
+        use std::os::unix::fs::FileExt;
+        self.file.read_exact_at(buffer, start).or_else(|e| {
+            self.require_length()?;
+            Err(CheckpointError::io("read", &self.path, e))
+        })
+    }
+
+    /// Where there is no reading at a place, the map serves.
+    #[cfg(not(unix))]
+    fn read_at(&self, start: u64, buffer: &mut [u8]) -> Result<(), CheckpointError> {
+        buffer.copy_from_slice(self.bytes(&(start..start + buffer.len() as u64))?);
+        Ok(())
     }
 
     /// Tells the system that the bytes at `range` will not be needed again soon, so that they no

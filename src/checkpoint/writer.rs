@@ -19,7 +19,7 @@ use super::durable::{self, NewFile, write_whole};
 use super::error::CheckpointError;
 use super::index::{self, INDEX_FILE};
 use super::layout::{DataOrder, Layout, Place};
-use super::reader::{CHUNK_BYTES, CONFIG_FILE, Checkpoint, MANIFEST_FILE};
+use super::reader::{CONFIG_FILE, Checkpoint, MANIFEST_FILE};
 use super::staging::Staging;
 use super::tensor::{TensorInfo, TensorSpec};
 
@@ -121,7 +121,7 @@ impl ModelWriter {
         self.end(&pending)
     }
 
-    /// Copies a tensor of `source` as it is, a few MiB at a time.
+    /// Copies a tensor of `source` as it is, a MiB at a time.
     ///
     /// # Errors
     /// As [`write`](Self::write), and those of reading.
@@ -176,12 +176,8 @@ impl ModelWriter {
             )));
         }
         let shard = source.shard_of(tensor)?;
-        while pending.written < tensor.bytes() {
-            let start = tensor.range.start + pending.written;
-            let chunk = start..tensor.range.end.min(start + CHUNK_BYTES as u64);
-            self.append(&mut pending, &tensor.name, shard.bytes(&chunk)?)?;
-            shard.release(&chunk);
-        }
+        shard
+            .each_chunk(&tensor.range, |_, bytes| self.append(&mut pending, &tensor.name, bytes))?;
         self.end(&pending)
     }
 
