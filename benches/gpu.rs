@@ -9,6 +9,7 @@
 //! | `memory` | the most device memory that a block took, against the forecast |
 //! | `device` | copies, products of matrices: the limits that the other groups are held against |
 //! | `kernels` | every op that a large model spends its time in |
+//! | `stacks` | residual stacks: taken apart, rebuilt, and one token through them |
 //! | `linalg` | eigenvalues, singular values, QR, Cholesky |
 //! | `block` | the first block of the checkpoint DIR through `LoRD`, step by step |
 //!
@@ -37,6 +38,8 @@ mod memory;
 mod report;
 #[path = "gpu/sizes.rs"]
 mod sizes;
+#[path = "gpu/stacks.rs"]
+mod stacks;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -86,6 +89,7 @@ enum Group {
     Memory,
     Device,
     Kernels,
+    Stacks,
     Linalg,
     Block,
 }
@@ -131,6 +135,7 @@ fn run(args: &Args, bench: &mut Bench) {
     group(Group::Device, "device", &mut limits::measure);
     group(Group::Kernels, "kernels", &mut kernels::measure);
     group(Group::Kernels, "attention", &mut attention::measure);
+    group(Group::Stacks, "stacks", &mut stacks::measure);
     group(Group::Linalg, "linalg", &mut decompositions::measure);
     if let Some(folder) = &args.block {
         group(Group::Block, "block", &mut |bench| block::measure(bench, folder));

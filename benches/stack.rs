@@ -10,6 +10,7 @@ use std::time::Instant;
 
 use bantam::linalg::{self, Truncation};
 use bantam::ops;
+use bantam::passes::{Level, Levels, StackOptions};
 use candle_core::{DType, Device, Tensor};
 
 fn main() {
@@ -21,48 +22,44 @@ fn main() {
     let device = Device::Cpu;
     let w = linalg::gaussian(m, n, 1, &device).unwrap();
     let x = linalg::gaussian(1, n, 2, &device).unwrap();
-    let options = Truncation::to(rank);
+    let options = StackOptions { levels, rank, exact: false };
+    let truncation = Truncation::to(rank);
     let mut least = [f64::INFINITY; 8];
     let mut keep = |index: usize, started: Instant| {
         least[index] = least[index].min(started.elapsed().as_secs_f64());
     };
     let mut exact = 0;
     for _ in 0..rounds {
-        let r = w.copy().unwrap();
-        let all = Instant::now();
-        let omega = linalg::gaussian(n, options.width(), options.seed, &device).unwrap();
         let started = Instant::now();
-        let (mut signs, mut sketch) = ops::sign_pack(&r, Some(&omega)).unwrap();
-        keep(1, started);
-        let (mut all_signs, mut us, mut vs) = (Vec::new(), Vec::new(), Vec::new());
-        exact = 0;
-        for level in 0..levels {
-            let started = Instant::now();
-            let magnitudes = r.abs().unwrap();
-            keep(2, started);
-            let started = Instant::now();
-            let svd =
-                linalg::truncated_svd(&magnitudes, sketch.as_ref(), options, "a level").unwrap();
-            keep(3, started);
-            exact += usize::from(svd.exact);
-            let roots: Vec<f32> = svd.s.iter().map(|s| s.sqrt() as f32).collect();
-            let roots = Tensor::from_vec(roots, (1, rank), &device).unwrap();
-            let half = |t: Tensor| t.to_dtype(DType::F16).unwrap().unsqueeze(0).unwrap();
-            let u = half(svd.u.broadcast_mul(&roots).unwrap());
-            let v = half(svd.vt.broadcast_mul(&roots.t().unwrap()).unwrap());
-            let omega = (level + 1 < levels).then_some(&omega);
-            let started = Instant::now();
-            let next = ops::residual(&r, &signs, &u, &v, omega).unwrap();
-            if omega.is_some() {
-                keep(4, started);
+        let mut taken = Levels::new(w.copy().unwrap(), options, 3).unwrap();
+        let (mut parts, mut fallen) = ([vec![], vec![], vec![]], 0);
+        while let Some(Level { sign, u, v, fell_back }) = taken.take("a level").unwrap() {
+            fallen += usize::from(fell_back);
+            for (part, taken) in parts.iter_mut().zip([sign, u, v]) {
+                part.push(taken);
             }
-            all_signs.push(std::mem::replace(&mut signs, next.0));
-            sketch = next.1;
-            us.push(u);
-            vs.push(v);
         }
-        keep(0, all);
-        let [signs, u, v] = [all_signs, us, vs].map(|parts| Tensor::cat(&parts, 0).unwrap());
+        keep(0, started);
+        exact = fallen;
+        let [signs, u, v] = parts.map(|part| Tensor::stack(&part, 0).unwrap());
+
+        // The steps of the first level, each for itself.
+        let r = w.copy().unwrap();
+        let omega = linalg::gaussian(n, truncation.width(), truncation.seed, &device).unwrap();
+        let started = Instant::now();
+        let (sign, sketch) = ops::sign_pack(&r, Some(&omega)).unwrap();
+        keep(1, started);
+        let started = Instant::now();
+        let magnitudes = r.abs().unwrap();
+        keep(2, started);
+        let started = Instant::now();
+        linalg::truncated_svd(&magnitudes, sketch.as_ref(), truncation, "a level").unwrap();
+        keep(3, started);
+        let [u0, v0] = [&u, &v].map(|factor| factor.narrow(0, 0, 1).unwrap());
+        let started = Instant::now();
+        ops::residual(&r, &sign, &u0, &v0, Some(&omega)).unwrap();
+        keep(4, started);
+
         let started = Instant::now();
         let y = ops::stack_matvec(&x, &signs, &u, &v).unwrap();
         keep(5, started);

@@ -116,8 +116,10 @@ print(8 * 2 * sides)
 END
 }
 
-perplexity() { # MODEL DEVICE
-  bantam eval "$1" --text "$test" --window 256 --windows "$(few 2 16)" --compute "$2" --json \
+perplexity() { # MODEL DEVICE OPTION...
+  local model=$1 on=$2
+  shift 2
+  bantam eval "$model" --text "$test" --window 256 --windows "$(few 2 16)" --compute "$on" --json "$@" \
     >"$work/eval.json" || return
   value "$work/eval.json" perplexity
 }
@@ -150,6 +152,29 @@ generation() { # FIXTURE
   text=${text#'def main():'}
   [ -n "${text//[[:space:]]/}" ] || { echo "nothing but the prompt"; return 1; }
   echo "${#text} characters"
+}
+
+# A stack that either made, read by the other at half its size, and a few tokens from it.
+stacks() { # FIXTURE
+  local model=tests/fixtures/$1 on other failed=0 budget text
+  declare -A whole half
+  for on in cpu cuda; do
+    bantam compress "$model" --method bitstack --levels 4 --rank 16 --text "$calib" --window 256 \
+      --windows "$(few 2 32)" --compute $on --json -o "$work/$1-stack-$on" >"$work/stack.json" || return
+    budget=$(($(value "$work/stack.json" weight_bytes_out) * 6 / 10))
+    other=$([ $on = cpu ] && echo cuda || echo cpu)
+    whole[$on]=$(perplexity "$work/$1-stack-$on" $on) || return
+    half[$on]=$(perplexity "$work/$1-stack-$on" $other --budget $budget) || return
+  done
+  text=$(bantam generate "$work/$1-stack-cuda" --budget $budget --prompt 'def main():' \
+    --max-tokens "$(few 2 48)" --compute cuda) || return
+  echo "$text"
+  {
+    close "perplexity of a stack" "${whole[cpu]}" "${whole[cuda]}" 0.5% || failed=1
+    close "of 0.6 of it, read by the other" "${half[cuda]}" "${half[cpu]}" 1% || failed=1
+  } >"$work/compared"
+  paste -s -d ';' "$work/compared"
+  return $failed
 }
 
 have_torch() {
@@ -229,7 +254,7 @@ sanitizer() { # TOOL FILTER...
 # ---- running them
 
 export -f unpack bantam few system suite value close rank_step perplexity agreement generation \
-  have_torch make_block bench peers larger larger_memory sanitizer
+  stacks have_torch make_block bench peers larger larger_memory sanitizer
 export root
 
 # Runs a step for at most LIMIT seconds, and no longer than there is time in all.
@@ -290,6 +315,7 @@ for fixture in pycode-llama:0.7 pycode-qwen3moe:0.95; do
   step "agreement-${fixture%:*}" 75 agreement "${fixture%:*}" "${fixture#*:}"
   step "generation-${fixture%:*}" 20 generation "${fixture%:*}"
 done
+step stacks 75 stacks pycode-llama
 step make-block 40 make_block
 step bench 130 bench
 step peers 140 peers

@@ -207,6 +207,28 @@ def decompositions(peers: Peers) -> None:
     peers.time("cholesky", lambda: torch.linalg.cholesky(moment))
 
 
+def stacks(peers: Peers) -> None:
+    """A linear taken apart as benches/gpu/stacks.rs does it, by randomised and by exact decompositions."""
+    m, n, rank, levels, read = peers.sizes.hidden, peers.sizes.wide, 16, 8, 4
+    w = peers.random(m, n)
+
+    def randomised() -> None:
+        r = w.clone()
+        for _ in range(levels):
+            u, s, v = torch.svd_lowrank(r.abs(), q=rank + 16, niter=4)
+            roots = s[:rank].sqrt()
+            u, v = (u[:, :rank] * roots).half().float(), (v[:, :rank] * roots).half().float()
+            r -= torch.where(r >= 0, 1.0, -1.0) * (u @ v.T)
+
+    peers.time("stack_decomposition", randomised)
+    magnitudes = w.abs()
+    once = peers.timed(lambda: torch.linalg.svd(magnitudes, full_matrices=False))[0]
+    peers.add("stack_decomposition_by_svd", levels * once, "s", f"{levels} times one decomposition")
+    weights = itertools.cycle([peers.random(m, n, dtype=torch.bfloat16) for _ in range(read)])
+    x = peers.random(1, n, dtype=torch.bfloat16)
+    peers.time("dense_matvec_seconds", lambda: F.linear(x, next(weights)))
+
+
 def rope(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """Heads `[b, t, h, d]` turned by their positions and put first."""
     x = x.transpose(1, 2)
@@ -344,7 +366,7 @@ def main() -> None:
     sizes, rounds = (SMALL, 1) if args.small else (Sizes(), args.rounds)
     peers = Peers(torch.device(args.device), sizes, rounds, time.monotonic() + args.seconds)
     torch.manual_seed(0)
-    measures = [limits, kernels, attention, decompositions]
+    measures = [limits, kernels, attention, stacks, decompositions]
     if args.block:
         measures.insert(0, lambda peers: lord(peers, args.block))
     for measure in measures:

@@ -8,8 +8,9 @@ mod numbers;
 
 use std::ops::Range;
 
-use bantam::linalg::{self, Truncation};
+use bantam::linalg;
 use bantam::ops;
+use bantam::passes::{Level, Levels, StackOptions};
 use candle_core::{DType, Tensor};
 use half::f16;
 use numbers::*;
@@ -290,7 +291,7 @@ fn what_is_no_stack_is_refused() {
 /// Decomposes `w` level by level; the relative error after each. The levels add up to what was taken
 /// off.
 fn decompose(w: &Tensor, rank: usize, levels: usize) -> Vec<f64> {
-    let (m, n) = w.dims2().unwrap();
+    let m = w.dim(0).unwrap();
     let norm = |t: &Tensor| {
         t.to_dtype(DType::F64)
             .unwrap()
@@ -301,31 +302,20 @@ fn decompose(w: &Tensor, rank: usize, levels: usize) -> Vec<f64> {
             .to_scalar::<f64>()
             .unwrap()
     };
-    let options = Truncation::to(rank);
-    let omega = linalg::gaussian(n, options.width(), 5, w.device()).unwrap();
-    let r = w.copy().unwrap();
-    let (mut signs, mut sketch) = ops::sign_pack(&r, Some(&omega)).unwrap();
+    let options = StackOptions { levels, rank, exact: false };
+    let mut taken = Levels::new(w.copy().unwrap(), options, 5).unwrap();
     let (mut parts, mut errors) = ([vec![], vec![], vec![]], Vec::new());
-    for level in 0..levels {
-        let subject = format!("level {level}");
-        let svd =
-            linalg::truncated_svd(&r.abs().unwrap(), sketch.as_ref(), options, &subject).unwrap();
-        assert!(!svd.exact, "{subject}");
-        let roots: Vec<f32> = svd.s.iter().map(|s| s.sqrt() as f32).collect();
-        let roots = tensor(&roots, &[1, rank]);
-        let half = |t: Tensor| t.to_dtype(DType::F16).unwrap().unsqueeze(0).unwrap();
-        let u = half(svd.u.broadcast_mul(&roots).unwrap());
-        let v = half(svd.vt.broadcast_mul(&roots.t().unwrap()).unwrap());
-        let next = ops::residual(&r, &signs, &u, &v, Some(&omega)).unwrap();
-        errors.push((norm(&r) / norm(w)).sqrt());
-        for (part, taken) in parts.iter_mut().zip([std::mem::replace(&mut signs, next.0), u, v]) {
-            part.push(taken);
+    while let Some(Level { sign, u, v, fell_back }) = taken.take("a level").unwrap() {
+        assert!(!fell_back, "level {}", errors.len());
+        errors.push((norm(taken.residual()) / norm(w)).sqrt());
+        for (part, taken) in parts.iter_mut().zip([sign, u, v]) {
+            part.push(taken.unsqueeze(0).unwrap());
         }
-        sketch = next.1;
     }
+    assert_eq!(errors.len(), levels);
     let [signs, u, v] = parts.map(|part| Tensor::cat(&part, 0).unwrap());
     let sum = ops::stack_rebuild(&signs, &u, &v, None, 0..m, DType::F32).unwrap();
-    let gap = ((sum + &r).unwrap() - w).unwrap();
+    let gap = ((sum + taken.residual()).unwrap() - w).unwrap();
     assert!((norm(&gap) / norm(w)).sqrt() < 1e-6, "levels and residual do not add up");
     errors
 }

@@ -1,10 +1,9 @@
 //! `BitStack`: every linear as a sum of residual blocks, each a matrix of signs and factors of the
 //! absolute value (arXiv 2410.23918).
 //!
-//! With input channels scaled by `s_j = √E[x_j²] + ε` and `R_0 = W diag(s)`,
+//! With input channels scaled by `s_j = √E[x_j²] + ε`, the [`Levels`] of `W diag(s)` are
 //!
 //! ```text
-//! S_i = sign(R_i)    |R_i| ≈ u_i v_i, rank k    R_(i+1) = R_i - S_i ∘ (u_i v_i)    i < levels
 //! W ≈ (Σ_i S_i ∘ (u_i v_i)) diag(1/s)
 //! ```
 //!
@@ -18,25 +17,18 @@
 //! α = ⟨D, W⟩ / ⟨W, W⟩      loss_j = ⟨D - α W, D - α W⟩ + ½ α² E[g_γ²] = ⟨D, D⟩ + α² (½ E[g_γ²] - ⟨W, W⟩)
 //! ```
 //!
-//! Factors are rounded to f16 before their product is subtracted, so that later
-//! levels make up for the rounding. The scale is kept beside the blocks and never folded into what
-//! comes before, so `o_proj` under grouped-query attention is scaled as every other linear is.
+//! The scale is kept beside the blocks and never folded into what comes before, so `o_proj` under
+//! grouped-query attention is scaled as every other linear is.
 
 use candle_core::{DType, Device, Tensor};
 
+use super::absolute_value::{Level, Levels};
 use super::{Analysis, Method, Needs, Pass, Repairs, UnitOutput, UnitStats, Weights, single};
 use crate::arch::{Site, Storage, Unit};
 use crate::digest::Digest;
 use crate::error::{Error, Result};
-use crate::linalg::{self, Truncation};
 use crate::measure::{Importance, SiteStats};
-use crate::ops;
 use crate::plan::Offer;
-
-/// Columns of the sketch beyond the rank, and power steps: with these the fourth level is within a
-/// percent of what exact decompositions give.
-const OVERSAMPLING: usize = 16;
-const POWER_STEPS: usize = 4;
 
 /// The least a channel is scaled by, relative to the mean.
 const LEAST_SCALE: f64 = 1e-4;
@@ -124,50 +116,26 @@ impl Pass for Bitstack {
         let prices = Prices::new(stats, &squares, &scale, residual.copy()?)?;
         let sizes = Metric::plain(&scale, m, device)?;
 
-        let (rank, seed) = (self.rank(site), seed_of(&site.name));
-        let sketch = (!self.options.exact).then_some(rank + OVERSAMPLING);
-        let sketch = sketch.filter(|columns| *columns < m.min(n));
-        let omega = |level: u64| {
-            sketch.map(|columns| linalg::gaussian(n, columns, seed ^ level, device)).transpose()
-        };
         let mut analysis = Analysis::default();
         let mut repairs = Repairs::default();
         let (mut losses, mut errors) = (vec![prices.loss(&residual)?], Vec::new());
         let whole = sizes.square(&residual)?;
-        let (mut sign, mut sketched) = ops::sign_pack(&residual, omega(0)?.as_ref())?;
-        for level in 0..self.options.levels {
-            let options = Truncation {
-                rank,
-                oversampling: OVERSAMPLING,
-                power_steps: POWER_STEPS,
-                seed: seed ^ level as u64,
-                exact: sketch.is_none(),
-            };
+        let options = StackOptions { rank: self.rank(site), ..self.options };
+        let mut levels = Levels::new(residual, options, seed_of(&site.name))?;
+        for level in 0.. {
             let subject = format!("{}, level {level}", site.name);
-            let found =
-                linalg::truncated_svd(&residual.abs()?, sketched.as_ref(), options, &subject)?;
-            repairs.exact_decompositions += u64::from(found.fell_back);
-            let roots: Vec<f32> = found.s.iter().map(|s| s.sqrt() as f32).collect();
-            let roots = Tensor::from_slice(&roots, roots.len(), device)?;
-            let u = found.u.broadcast_mul(&roots.unsqueeze(0)?)?.to_dtype(DType::F16)?;
-            let v = found.vt.broadcast_mul(&roots.unsqueeze(1)?)?.to_dtype(DType::F16)?;
-            let (u, v) = (u.contiguous()?, v.contiguous()?);
-            let next = omega(level as u64 + 1)?;
-            let block = [&u, &v].map(|factor| factor.unsqueeze(0));
-            let [Ok(one_u), Ok(one_v)] = &block else {
-                return Err(Error::Bug("factors without a shape".into()));
-            };
-            let after = ops::residual(&residual, &sign, one_u, one_v, next.as_ref())?;
-            losses.push(prices.loss(&residual)?);
-            errors.push((sizes.square(&residual)? / whole.max(f64::MIN_POSITIVE)).sqrt());
-            if losses.last().is_some_and(|loss| !loss.is_finite()) {
+            let Some(Level { sign, u, v, fell_back }) = levels.take(&subject)? else { break };
+            let loss = prices.loss(levels.residual())?;
+            if !loss.is_finite() {
                 let what = format!("`{}.{level}`", site.name);
                 return Err(Error::NonFinite { what, detail: "its factors in f16".into() });
             }
-            let signs = std::mem::replace(&mut sign, after.0).squeeze(0)?;
-            sketched = after.1;
+            losses.push(loss);
+            let left = sizes.square(levels.residual())?;
+            errors.push((left / whole.max(f64::MIN_POSITIVE)).sqrt());
+            repairs.exact_decompositions += u64::from(fell_back);
             analysis = analysis
-                .with(format!("{level}.sign"), signs)
+                .with(format!("{level}.sign"), sign)
                 .with(format!("{level}.u"), u)
                 .with(format!("{level}.v"), v);
         }

@@ -10,12 +10,14 @@
 //!
 //! A method is one file here and one arm of [`Method::pass`].
 
+mod absolute_value;
 mod analysis;
 mod bitstack;
 mod lord;
 mod low_rank;
 mod welore;
 
+pub use absolute_value::{Level, Levels};
 pub use analysis::{Analysis, Repairs, TensorSource};
 pub use bitstack::{Bitstack, StackOptions};
 pub use lord::Lord;
