@@ -161,18 +161,23 @@ fn experts() {
     assert_eq!(expert["blocks"].as_u64().unwrap(), 5 * sites);
 }
 
+/// A stack of the trained model at `out`.
+fn trained(out: &Path, options: &str) -> PathBuf {
+    bantam("compress")
+        .arg(fixture("pycode-llama"))
+        .args(&format!("--method bitstack {options} --windows 8 --window 64 --text"))
+        .arg(fixture("pycode.calib.txt"))
+        .arg("-o")
+        .arg(out)
+        .run()
+        .ok();
+    out.to_owned()
+}
+
 #[test]
 fn a_trained_model_gets_better_with_every_quarter() {
     let root = tempfile::tempdir().unwrap();
-    let stack = root.path().join("stack");
-    bantam("compress")
-        .arg(fixture("pycode-llama"))
-        .args("--method bitstack --levels 4 --rank 8 --windows 8 --window 64 --text")
-        .arg(fixture("pycode.calib.txt"))
-        .arg("-o")
-        .arg(&stack)
-        .run()
-        .ok();
+    let stack = trained(&root.path().join("stack"), "--levels 4 --rank 8");
     let plot = root.path().join("plot.svg");
     let found = bantam("plan")
         .arg(&stack)
@@ -328,18 +333,35 @@ fn the_same_command_gives_the_same_bytes_on_any_number_of_threads() {
     }
 }
 
+/// The most levels that a linear of a stack of `levels` is ever ahead of another.
+fn lead(stack: &Path, levels: usize) -> usize {
+    let (all, sites) = order(stack);
+    let mut taken = vec![0; sites.len()];
+    let mut lead = 0;
+    for site in all {
+        taken[site] += 1;
+        lead = lead.max(taken.iter().max().unwrap() - taken.iter().min().unwrap());
+    }
+    assert!(taken.iter().all(|taken| *taken == levels), "{taken:?}");
+    lead
+}
+
 #[test]
 fn level_by_level_no_linear_is_more_than_one_ahead() {
     let bench = Bench::shaped("llama", &format!("{SHAPE} --order average"));
-    let (all, sites) = order(&bench.stack);
-    let mut levels = vec![0; sites.len()];
-    for (at, site) in all.into_iter().enumerate() {
-        levels[site] += 1;
-        let (least, most) = (levels.iter().min().unwrap(), levels.iter().max().unwrap());
-        assert!(most - least <= 1, "block {at}: {levels:?}");
-    }
-    assert!(levels.iter().all(|level| *level == 5));
+    assert_eq!(lead(&bench.stack, 5), 1);
     bench.nll(&bench.stack, Some(bench.middle()));
+    assert!(lead(&Bench::with("llama").stack, 5) > 1);
+}
+
+#[test]
+fn without_gradients_the_order_is_level_by_level_unless_told_otherwise() {
+    let root = tempfile::tempdir().unwrap();
+    let made = |name: &str, options: &str| {
+        trained(&root.path().join(name), &format!("--levels 3 --rank 4 --no-gradients {options}"))
+    };
+    assert_eq!(lead(&made("default", ""), 3), 1);
+    assert_eq!(lead(&made("asked-for", "--order priority"), 3), 2);
 }
 
 #[test]

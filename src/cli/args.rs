@@ -131,9 +131,9 @@ struct StackArgs {
     #[arg(long, value_name = "K", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=64))]
     rank: u32,
 
-    /// In which order a stack's blocks stand (bitstack).
-    #[arg(long, value_enum, value_name = "ORDER", default_value = "priority")]
-    order: OrderName,
+    /// In which order a stack's blocks stand (bitstack) [default: priority, or average without gradients].
+    #[arg(long, value_enum, value_name = "ORDER")]
+    order: Option<OrderName>,
 
     /// Decompose a stack's blocks exactly: a hundred times slower, and hardly better (bitstack).
     #[arg(long)]
@@ -213,8 +213,11 @@ impl MethodArgs {
             floor: self.floor,
             fold: self.fold,
             order: match self.stack.order {
-                OrderName::Priority => BlockOrder::Priority,
-                OrderName::Average => BlockOrder::Average,
+                Some(OrderName::Priority) => BlockOrder::Priority,
+                Some(OrderName::Average) => BlockOrder::Average,
+                // Only gradients tell what a level of one linear is worth against that of another.
+                None if self.measure_options(target).gradients => BlockOrder::Priority,
+                None => BlockOrder::Average,
             },
         })
     }

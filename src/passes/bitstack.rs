@@ -254,17 +254,22 @@ impl Prices {
         scale: &[f32],
         origin: Tensor,
     ) -> Result<Self> {
-        let (m, _) = origin.dims2()?;
+        let ((m, _), device) = (origin.dims2()?, origin.device().clone());
         let per_scale = squares.iter().zip(scale).map(|(x, &s)| x / f64::from(s).powi(2));
+        let columns: Vec<f64> = per_scale.collect();
         let (rows, gain) = match stats.map(|stats| &stats.importance) {
             Some(Importance::Gradients { channels, gain }) => {
                 (channels.iter().map(|g| 0.5 * g).collect(), Some(0.5 * gain))
             }
-            Some(Importance::Share(share)) => (vec![*share; m], None),
+            Some(Importance::Share(share)) => {
+                // A share of all that is written, which has first to be known.
+                let all = Metric::new(vec![1.0; m], columns.clone(), &device)?.square(&origin)?;
+                (vec![share / all.max(f64::MIN_POSITIVE); m], None)
+            }
             // What no token reached costs next to nothing, and not nothing.
             None => (vec![f64::from(f32::MIN_POSITIVE); m], None),
         };
-        let metric = Metric::new(rows, per_scale.collect(), origin.device())?;
+        let metric = Metric::new(rows, columns, &device)?;
         let whole = metric.square(&origin)?;
         Ok(Self { metric, origin, whole, gain })
     }
