@@ -214,10 +214,9 @@ impl MethodArgs {
             fold: self.fold,
             order: match self.stack.order {
                 Some(OrderName::Priority) => BlockOrder::Priority,
-                Some(OrderName::Average) => BlockOrder::Average,
                 // Only gradients tell what a level of one linear is worth against that of another.
                 None if self.measure_options(target).gradients => BlockOrder::Priority,
-                None => BlockOrder::Average,
+                Some(OrderName::Average) | None => BlockOrder::Average,
             },
         })
     }
