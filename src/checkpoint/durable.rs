@@ -77,6 +77,13 @@ impl NewFile {
     }
 }
 
+impl Drop for NewFile {
+    fn drop(&mut self) {
+        // Somebody else's error is on its way; the thread must not outlive the folder, which goes next.
+        let _ = self.wait();
+    }
+}
+
 /// Writes a small file.
 pub(super) fn write_whole(path: PathBuf, bytes: &[u8]) -> Result<(), CheckpointError> {
     let mut file = NewFile::create(path)?;

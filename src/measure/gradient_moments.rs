@@ -16,8 +16,8 @@ pub struct GradientMoment {
     /// `Σ_t g[t]²` per output channel, `[out]`, in nats² per unit² of the channel.
     pub squares: Vec<f64>,
     /// `Σ_windows (Σ_t ⟨g[t], W x[t]⟩)²` in nats², the sums over the tokens of a window: of the gradient
-    /// at a gain of 1 on the whole weight. Tokens pull a gain the same way, so it is far more than
-    /// their own energies add up to.
+    /// at a gain of 1 on the whole weight. Tokens may pull a gain the same way, and this is then far
+    /// more than the sum of their own energies.
     pub gain: f64,
     /// Tokens that reached the site.
     pub tokens: u64,
