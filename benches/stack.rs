@@ -28,19 +28,19 @@ fn main() {
     let mut keep = |index: usize, started: Instant| {
         least[index] = least[index].min(started.elapsed().as_secs_f64());
     };
-    let mut exact = 0;
+    let mut fell_back = 0;
     for _ in 0..rounds {
         let started = Instant::now();
         let mut taken = Levels::new(w.copy().unwrap(), options, 3).unwrap();
         let (mut parts, mut fallen) = ([vec![], vec![], vec![]], 0);
-        while let Some(Level { sign, u, v, fell_back }) = taken.take("a level").unwrap() {
-            fallen += usize::from(fell_back);
+        while let Some(Level { sign, u, v, fell_back: fell }) = taken.take("a level").unwrap() {
+            fallen += usize::from(fell);
             for (part, taken) in parts.iter_mut().zip([sign, u, v]) {
                 part.push(taken);
             }
         }
         keep(0, started);
-        exact = fallen;
+        fell_back = fallen;
         let [signs, u, v] = parts.map(|part| Tensor::stack(&part, 0).unwrap());
 
         // The steps of the first level, each for itself.
@@ -80,7 +80,7 @@ fn main() {
     println!(
         "{}",
         serde_json::json!({
-            "shape": [m, n], "rank": rank, "levels": levels, "exact": exact,
+            "shape": [m, n], "rank": rank, "levels": levels, "fell_back": fell_back,
             "decomposition": decomposition, "sign_pack": sign_pack, "abs": abs,
             "truncated_svd": truncated_svd, "residual": residual,
             "stack_matvec": matvec, "stack_rebuild": rebuild, "product": product,

@@ -1,10 +1,10 @@
 """The tables of stacks in BENCHMARKS.md, on tests/fixtures/pycode-llama.
 
-usage: python3 scripts/stack_table.py BANTAM [RANK ...]
+usage: python3 scripts/stack_table.py BANTAM [RANK ...] [--no-gradients]
 
 For every rank: perplexity with so many levels of every linear beside what a second implementation
 measured; for the first rank also the two orders of blocks at sixteen equal budgets, and randomised
-beside exact decompositions.
+beside exact decompositions. With --no-gradients only the two orders, of stacks made so.
 """
 
 import json
@@ -68,34 +68,43 @@ def level_budgets(model):
 
 
 def main():
-    bantam, *ranks = sys.argv[1:]
-    ranks = [int(rank) for rank in ranks] or [16]
+    options = [argument for argument in sys.argv[2:] if argument.startswith("--")]
+    bantam = sys.argv[1]
+    ranks = [int(argument) for argument in sys.argv[2:] if argument not in options] or [16]
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
+        if options:
+            orders(bantam, folder, ranks[0], *options)
+            return
         print("| rank | levels | bytes | reference | bantam | difference |\n|---|---|---|---|---|---|")
         for rank in ranks:
-            average = stack(bantam, folder / f"average{rank}", rank, "--order", "average")
+            average = stack(bantam, folder / f"levels{rank}", rank, "--order", "average")
+            budgets = level_budgets(average)
             for levels, expected in REFERENCE[rank].items():
-                budget = level_budgets(average)[levels - 1]
-                found = perplexity(bantam, average, budget)
+                found = perplexity(bantam, average, budgets[levels - 1])
                 off = 100 * (found / expected - 1)
-                print(f"| {rank} | {levels} | {budget} | {expected:.2f} | {found:.3f} | {off:+.2f} % |",
+                print(f"| {rank} | {levels} | {budgets[levels - 1]} | {expected:.2f} | {found:.3f} | {off:+.2f} % |",
                       flush=True)
-        rank = ranks[0]
-        average, budgets = folder / f"average{rank}", level_budgets(folder / f"average{rank}")
-        priority = stack(bantam, folder / "priority", rank)
-        print("\n| bytes | level by level | by priority |\n|---|---|---|")
-        smallest, whole = budgets[0], budgets[-1]
-        for step in range(16):
-            budget = smallest + (whole - smallest) * step // 15
-            pair = [perplexity(bantam, model, budget) for model in (average, priority)]
-            print(f"| {budget} | {pair[0]:.3f} | {pair[1]:.3f} |", flush=True)
-        exact = stack(bantam, folder / "exact", rank, "--order", "average", "--exact-svd")
+        average, budgets = orders(bantam, folder, ranks[0])
+        exact = stack(bantam, folder / "exact", ranks[0], "--order", "average", "--exact-svd")
         print("\n| levels | randomised | exact | difference |\n|---|---|---|---|")
         for levels in (1, 2, 4, 6):
             pair = [perplexity(bantam, model, budgets[levels - 1]) for model in (average, exact)]
             off = 100 * (pair[0] / pair[1] - 1)
             print(f"| {levels} | {pair[0]:.3f} | {pair[1]:.3f} | {off:+.2f} % |", flush=True)
+
+
+def orders(bantam, folder, rank, *options):
+    """The two orders at sixteen equal budgets; the published one's stack, and its bytes level by level."""
+    average = stack(bantam, folder / "average", rank, "--order", "average", *options)
+    priority = stack(bantam, folder / "priority", rank, "--order", "priority", *options)
+    budgets = level_budgets(average)
+    print("\n| bytes | level by level | by priority |\n|---|---|---|")
+    for step in range(16):
+        budget = budgets[0] + (budgets[-1] - budgets[0]) * step // 15
+        pair = [perplexity(bantam, model, budget) for model in (average, priority)]
+        print(f"| {budget} | {pair[0]:.3f} | {pair[1]:.3f} |", flush=True)
+    return average, budgets
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@
 mod support;
 
 use std::fs;
+use std::io::Write;
 use std::path::Path;
 
 use bantam::checkpoint::header::encode;
@@ -120,6 +121,13 @@ fn a_file_that_changes_its_length_is_noticed() {
     fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(10).unwrap();
     let error = checkpoint.bytes(checkpoint.require("w").unwrap()).unwrap_err();
     assert!(matches!(error, CheckpointError::Changed { found: 10, .. }), "{error}");
+
+    // Where data pass through as where they are mapped, and where more is there as where less is.
+    write_checkpoint(folder.path(), &json!({}), &[("w", Dtype::F32, &[1], &[0; 4])]);
+    let checkpoint = Checkpoint::open(folder.path()).unwrap();
+    fs::OpenOptions::new().append(true).open(&path).unwrap().write_all(b"more").unwrap();
+    let error = checkpoint.require_finite(checkpoint.require("w").unwrap()).unwrap_err();
+    assert!(matches!(error, CheckpointError::Changed { .. }), "{error}");
 }
 
 #[test]

@@ -218,3 +218,32 @@ fn what_a_stack_leaves_costs_as_a_share_of_the_weight_and_as_noise() {
         }
     }
 }
+
+#[test]
+fn without_gradients_a_stack_costs_its_part_of_what_the_linear_writes() {
+    const SHARE: f64 = 0.3;
+    for (m, n) in SHAPES {
+        let layer = Layer::new(m, n, false);
+        let checkpoint = Checkpoint::open(layer.folder.path()).unwrap();
+        let weights = Weights::new(&checkpoint, &Device::Cpu);
+        let w = flat(&weights.dense(&layer.site).unwrap());
+        let unit = Unit { sites: vec![layer.site.clone()] };
+        let stack = StackOptions { levels: 3, rank: 2, exact: false };
+        let pass = Method::Bitstack.pass(PassOptions { stack, ..PassOptions::default() });
+        let mut stats = layer.stats(Side::Input);
+        let squares = stats["linear"].input_squares.clone();
+        stats.get_mut("linear").unwrap().importance = Importance::Share(SHARE);
+        let analysis = pass.analyse(&unit, &weights, &stats).unwrap();
+        let energy =
+            |a: &[f64]| -> f64 { a.iter().enumerate().map(|(i, a)| squares[i % n] * a * a).sum() };
+        for offer in pass.offers(&unit, Some(&analysis)).unwrap() {
+            let [Storage::Stack { levels, .. }] = offer.storages[..] else { continue };
+            let made = pass.apply(&unit, &weights, &analysis, &offer).unwrap();
+            let kept = unstacked(&made, levels, (m, n));
+            let left: Vec<f64> = w.iter().zip(&kept).map(|(w, kept)| w - kept).collect();
+            let expected = SHARE * energy(&left) / energy(&w);
+            let error = (offer.expected_loss / expected - 1.0).abs();
+            assert!(error < 1e-4, "{m}x{n}, {levels} levels: {} {expected}", offer.expected_loss);
+        }
+    }
+}

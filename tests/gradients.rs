@@ -276,6 +276,7 @@ fn the_gain_of_a_weight_is_pulled_by_all_tokens_of_a_window_together() {
         let mut seen = Everywhere::default();
         let losses = losses_from(&model, &windows, 0, &x, &mut seen);
         losses.sum_all().unwrap().backward().unwrap();
+        assert!(found.keys().eq(seen.outputs.keys()), "{name}: other sites");
         for site in model.sites.iter().filter(|site| found.contains_key(site.name.as_str())) {
             let gradient = &seen.outputs[&site.name].0.lock().unwrap()[0];
             let bias = bantam::model::bias(&model.checkpoint, site, &DEVICE).unwrap();
@@ -383,6 +384,19 @@ fn the_way_back_shows_an_observer_what_the_way_there_does() {
         assert!(gradients == *expected, "block {layer}: an observer changes the gradients");
         let back = moments.into_stats(&sites, None).unwrap();
         assert!(there[layer].keys().eq(back.keys()));
+        // What the experts add together is shared out by the tokens that each was sent.
+        let per_token: Vec<f64> = sites
+            .iter()
+            .filter(|site| matches!(site.port, Port::ExpertIn(_)) && back.contains_key(&site.name))
+            .map(|site| match back[&site.name].importance {
+                Importance::Share(share) => {
+                    share / gradients.get(&site.name).unwrap().tokens as f64
+                }
+                Importance::Gradients { .. } => panic!("no gradients were given"),
+            })
+            .collect();
+        assert!(per_token.len() > 2 && per_token[0] > 0.0, "{per_token:?}");
+        assert!(per_token.iter().all(|share| (share / per_token[0] - 1.0).abs() < 1e-12));
         for (name, back) in &back {
             let there = &there[layer][name];
             let (Importance::Share(one), Importance::Share(other)) =
@@ -405,7 +419,8 @@ fn the_way_back_shows_an_observer_what_the_way_there_does() {
 fn moments_of_the_parts_add_up_to_those_of_the_whole() {
     for name in ["qwen2-sliding", "qwen3-moe"] {
         let model = golden(name);
-        let all = windows(&model, 5, 16);
+        // More than one chunk of them.
+        let all = windows(&model, 80, 16);
         let (whole, _) = all_the_way(backward(&model, &all, &in_memory()));
         let mut sums: BTreeMap<String, (Vec<f64>, f64, u64)> = BTreeMap::new();
         for ids in all.ids().chunks(16) {
@@ -419,6 +434,7 @@ fn moments_of_the_parts_add_up_to_those_of_the_whole() {
                 *tokens += part.tokens;
             }
         }
+        assert!(whole.iter().all(|layer| layer.tokens() == 80 * 16), "{name}");
         let strongest = sums.values().map(|(_, gain, _)| *gain).fold(0.0, f64::max);
         for (site, whole) in whole.iter().flat_map(GradientMoments::iter) {
             let (sum, gain, tokens) = &sums[site];

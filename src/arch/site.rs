@@ -88,6 +88,16 @@ pub enum Port {
     ExpertHidden(usize),
 }
 
+impl Port {
+    /// The expert whose port it is.
+    pub fn expert(self) -> Option<usize> {
+        match self {
+            Self::ExpertIn(expert) | Self::ExpertHidden(expert) => Some(expert),
+            Self::AttnIn | Self::AttnOut | Self::MlpIn | Self::MlpHidden => None,
+        }
+    }
+}
+
 /// How a site's weight is stored on disk. This is what offers choose between, what `config.json`
 /// declares under `"bantam"`, and what the decoder loads.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -85,9 +85,10 @@ pub fn check_finite(dtype: Dtype, bytes: &[u8], name: &str) -> Result<(), Checkp
     }
 }
 
-/// Whether [`first_non_finite`] looks at elements of this dtype at all.
+/// Whether [`first_non_finite`] looks at elements of this dtype at all: of those that it does, none with
+/// all bits set is a number.
 pub(super) fn is_checked(dtype: Dtype) -> bool {
-    matches!(dtype, Dtype::F64 | Dtype::F32 | Dtype::F16 | Dtype::BF16)
+    first_non_finite(dtype, &[0xff; 8]).is_some()
 }
 
 /// The index of the first element that is not finite.

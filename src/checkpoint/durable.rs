@@ -6,7 +6,7 @@
 use std::fs::File;
 use std::io::{self, BufWriter, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
-use std::thread::{self, JoinHandle};
+use std::thread::{Builder, JoinHandle};
 
 use super::error::CheckpointError;
 
@@ -58,7 +58,8 @@ impl NewFile {
         }
         self.wait()?;
         let file = self.file.get_ref().try_clone()?;
-        self.at_work = Some(thread::spawn(move || file.sync_data()));
+        // Where no thread is to be had, there is only more to wait for in the end.
+        self.at_work = Builder::new().spawn(move || file.sync_data()).ok();
         self.waiting = 0;
         Ok(())
     }
@@ -79,8 +80,11 @@ impl NewFile {
 
 impl Drop for NewFile {
     fn drop(&mut self) {
-        // Somebody else's error is on its way; the thread must not outlive the folder, which goes next.
-        let _ = self.wait();
+        // An error is on its way, or an interrupt, and the folder goes next; where an open file keeps a
+        // folder from being removed, that is worth the wait.
+        if cfg!(windows) {
+            let _ = self.wait();
+        }
     }
 }
 

@@ -75,6 +75,7 @@ impl Shard {
         range: &Range<u64>,
         mut look: impl FnMut(u64, &[u8]) -> Result<(), CheckpointError>,
     ) -> Result<(), CheckpointError> {
+        self.require_length()?;
         let mut buffer = Vec::new();
         for start in range.clone().step_by(CHUNK_BYTES as usize) {
             let length = CHUNK_BYTES.min(range.end - start);

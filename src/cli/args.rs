@@ -214,7 +214,8 @@ impl MethodArgs {
             fold: self.fold,
             order: match self.stack.order {
                 Some(OrderName::Priority) => BlockOrder::Priority,
-                // Only gradients tell what a level of one linear is worth against that of another.
+                // Of what is measured only gradients tell what a level of one linear is worth against that
+                // of another.
                 None if self.measure_options(target).gradients => BlockOrder::Priority,
                 Some(OrderName::Average) | None => BlockOrder::Average,
             },

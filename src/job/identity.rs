@@ -17,7 +17,7 @@ use crate::plan::Calibration;
 use crate::progress::Progress;
 
 /// Version of the folder's layout and of what analyses hold.
-const LAYOUT: u32 = 1;
+const LAYOUT: u32 = 2;
 
 /// The identity of a job, as `job.json` holds it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

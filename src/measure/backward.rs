@@ -190,7 +190,7 @@ impl<'a> Backward<'a> {
         let gradient = gradient
             .ok_or_else(|| Error::Bug(format!("block {layer} does not depend on its input")))?;
         self.activations.put(layer, chunk, &gradient)?;
-        watched.moments()
+        watched.moments(x.dim(0)?)
     }
 }
 

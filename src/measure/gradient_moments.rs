@@ -15,37 +15,36 @@ use crate::ops;
 pub struct GradientMoment {
     /// `Σ_t g[t]²` per output channel, `[out]`, in nats² per unit² of the channel.
     pub squares: Vec<f64>,
-    /// `Σ_windows (Σ_t ⟨g[t], W x[t]⟩)²` in nats², the sums over the tokens of a window: of the gradient
-    /// at a gain of 1 on the whole weight. Tokens may pull a gain the same way, and this is then far
-    /// more than the sum of their own energies.
+    /// `Σ_windows (Σ_t ⟨g[t], W x[t]⟩)²` in nats², the inner sums over the tokens of a window: the energy of
+    /// the gradient at a gain of 1 on the whole weight. Tokens may pull a gain the same way, and this
+    /// is then far more than the sum of their own energies.
     pub gain: f64,
     /// Tokens that reached the site.
     pub tokens: u64,
 }
 
 impl GradientMoment {
-    /// `E[g²]` per channel; zero where no token reached the site.
-    pub fn per_token(&self) -> Arc<[f64]> {
-        self.squares.iter().map(|square| square / self.divisor()).collect()
-    }
-
-    /// The energy of the gain's gradient, per token.
-    pub fn gain_per_token(&self) -> f64 {
-        self.gain / self.divisor()
-    }
-
-    fn divisor(&self) -> f64 {
-        self.tokens.max(1) as f64
+    /// `E[g²]` of every channel and of the gain over `tokens` of text, of which those that did not reach the
+    /// site have no gradient there.
+    pub fn per_token(&self, tokens: u64) -> (Arc<[f64]>, f64) {
+        let tokens = tokens.max(1) as f64;
+        (self.squares.iter().map(|square| square / tokens).collect(), self.gain / tokens)
     }
 }
 
 /// Gradient moments by site name; sites that no token reached (an expert nobody chose) are absent.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct GradientMoments {
+    tokens: u64,
     sites: BTreeMap<String, GradientMoment>,
 }
 
 impl GradientMoments {
+    /// Tokens of the text, whether or not they reached a site.
+    pub fn tokens(&self) -> u64 {
+        self.tokens
+    }
+
     /// The moment at the output of `site`.
     pub fn get(&self, site: &str) -> Option<&GradientMoment> {
         self.sites.get(site)
@@ -57,6 +56,7 @@ impl GradientMoments {
     }
 
     fn add(&mut self, part: Self) -> Result<()> {
+        self.tokens += part.tokens;
         for (name, part) in part.sites {
             if let Some(channel) = part.squares.iter().position(|square| !square.is_finite()) {
                 let what = format!("the gradient at the output of `{name}`");
@@ -64,7 +64,7 @@ impl GradientMoments {
             }
             if !part.gain.is_finite() {
                 let what = format!("the gradient at the gain of `{name}`");
-                return Err(Error::NonFinite { what, detail: format!("{} squared", part.gain) });
+                return Err(Error::NonFinite { what, detail: format!("{}", part.gain) });
             }
             match self.sites.get_mut(&name) {
                 None => drop(self.sites.insert(name, part)),
@@ -128,8 +128,8 @@ impl<'a> Watched<'a> {
         Self { observer, device, length, routed, sites }
     }
 
-    /// The moments, once the backward pass is done.
-    pub(super) fn moments(&self) -> Result<GradientMoments> {
+    /// The moments, once the backward pass of so many tokens is done.
+    pub(super) fn moments(&self, tokens: usize) -> Result<GradientMoments> {
         let mut sites = BTreeMap::new();
         for (name, seen) in &self.sites {
             // Without a row there was no gradient.
@@ -142,7 +142,7 @@ impl<'a> Watched<'a> {
             };
             sites.insert(name.clone(), moment);
         }
-        Ok(GradientMoments { sites })
+        Ok(GradientMoments { tokens: tokens as u64, sites })
     }
 
     /// The sum over windows of the squared sum of what their tokens have in `rows`.
@@ -178,15 +178,8 @@ impl Observer for Watched<'_> {
         let sums = Tensor::zeros(site.out_features, DType::F64, &self.device)?;
         let channels = Arc::new(ColumnSquares { sums });
         let gain = Arc::new(Gain::default());
-        let tokens = match site.port {
-            Port::ExpertIn(expert) | Port::ExpertHidden(expert) => self.routed.get(&expert),
-            Port::AttnIn | Port::AttnOut | Port::MlpIn | Port::MlpHidden => None,
-        };
-        let seen = Seen {
-            channels: Arc::clone(&channels),
-            gain: Arc::clone(&gain),
-            tokens: tokens.cloned(),
-        };
+        let tokens = site.port.expert().and_then(|expert| self.routed.get(&expert).cloned());
+        let seen = Seen { channels: Arc::clone(&channels), gain: Arc::clone(&gain), tokens };
         self.sites.insert(site.name.clone(), seen);
         let asked = self.observer.gradients(site)?;
         Ok(GradientSinks {

@@ -56,8 +56,9 @@ impl SiteStats {
 pub enum Importance {
     /// Gradients of the loss summed over all tokens.
     Gradients {
-        /// `E[g_o²]` for every output channel, `g` the gradient at the output: in nats per token, a
-        /// change `δy` that is as good as random costs `½ Σ_o E[g_o²] E[δy_o²]`.
+        /// `E[g_o²]` for every output channel, `g` the gradient at the output, zero for tokens that do not
+        /// reach it: in nats per token of text, a change `δy` that is as good as random costs
+        /// `½ Σ_o E[g_o²] E[δy_o²]`.
         channels: Arc<[f64]>,
         /// [`GradientMoment::gain`](super::GradientMoment::gain) per token: that all of `W x` becomes
         /// smaller by a share `α` costs `½ α²` times this, in nats per token.
@@ -182,22 +183,33 @@ impl LayerMoments {
             .into_iter()
             .map(|(half, energies)| Ok((half, energies.share()?)))
             .collect::<Result<_>>()?;
-        let mut squares = BTreeMap::new();
+        let routed: u64 = self
+            .squares
+            .iter()
+            .filter(|s| matches!(s.0, Port::ExpertIn(_)))
+            .map(|s| s.1.tokens)
+            .sum();
+        let (mut squares, mut parts) = (BTreeMap::new(), BTreeMap::new());
         for (port, Squares { sums, tokens }) in self.squares.into_iter().filter(|s| s.1.tokens > 0)
         {
             let per_token = sums.affine(1.0 / tokens as f64, 0.0)?.to_vec1::<f64>()?;
             squares.insert(port, Arc::<[f64]>::from(per_token));
+            if port.expert().is_some() {
+                parts.insert(port, tokens as f64 / routed.max(1) as f64);
+            }
         }
         let stats = sites.iter().filter_map(|site| {
             let importance = match gradients {
                 Some(gradients) => {
                     let moment = gradients.get(&site.name)?;
-                    let (channels, gain) = (moment.per_token(), moment.gain_per_token());
+                    let (channels, gain) = moment.per_token(gradients.tokens());
                     Importance::Gradients { channels, gain }
                 }
                 None => {
+                    // Of what the experts add together, each has the part of the tokens it was sent.
+                    let part = parts.get(&site.port).copied().unwrap_or(1.0);
                     let share = shares.get(&Half::of(site.role)).copied();
-                    Importance::Share(share.unwrap_or(0.0))
+                    Importance::Share(part * share.unwrap_or(0.0))
                 }
             };
             let (side, second) = match outputs.remove(&site.name) {

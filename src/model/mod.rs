@@ -65,7 +65,8 @@ pub trait Observer {
     /// As [`input`](Self::input).
     fn residual(&mut self, half: Half, added: &Tensor, stream: &Tensor) -> Result<()>;
 
-    /// Which tokens of the chunk the rows of `expert` are, in their order; called before they are seen.
+    /// Which tokens of the chunk the rows of `expert` are, in their order; called before they are seen, with
+    /// none for an expert that nobody chose.
     ///
     /// # Errors
     /// As [`input`](Self::input).

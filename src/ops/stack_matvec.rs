@@ -8,7 +8,10 @@
 //!
 //! On the CPU all 256 signed sums of eight rows of Z are made once, so that a row of S adds one
 //! vector of length k per byte: `m n k / 8` additions per level where the product of S and Z takes
-//! `2 m n k` flops. Sums are f32 within [`SEGMENT`] bytes of a row, f64 beyond, in a fixed order.
+//! `2 m n k` flops. Sums are f32 within a segment of a row, f64 beyond, in an order that the shape
+//! determines.
+
+use std::ops::Range;
 
 use candle_core::{CpuStorage, CudaStorage, CustomOp3, DType, Layout, Shape, Tensor};
 use half::f16;
@@ -22,9 +25,12 @@ use crate::error::Result;
 
 const OP: &str = "stack_matvec";
 
-/// Bytes of a row that one task looks up. More would spread over fewer threads; with fewer, what a task
-/// does once per row shows.
-const SEGMENT: usize = 256;
+/// Bytes of a row that one task looks up, at the most and at the least. With fewer, what a task does once
+/// per row shows; with more there are too few tasks.
+const SEGMENT: (usize, usize) = (256, 64);
+
+/// Tasks that there should be.
+const TASKS: usize = 8;
 
 /// Rows that share the sums a task has made.
 const ROWS: usize = 4096;
@@ -73,12 +79,15 @@ impl CustomOp3 for StackMatvec<'_> {
             u: operand::elements::<f16>(u, u_layout)?,
             v: operand::elements::<f16>(v, v_layout)?,
         };
+        let (segment, row) = (segment_of(self.sizes), stack::bytes(n));
         let mut tasks = Vec::new();
         for rows in (0..m).step_by(ROWS) {
             for level in 0..levels {
                 for columns in columns_of(k) {
-                    let segments = (0..stack::bytes(n)).step_by(SEGMENT);
-                    tasks.extend(segments.map(|byte| Task { rows, level, columns, byte }));
+                    tasks.extend((0..row).step_by(segment).map(|byte| {
+                        let bytes = byte..row.min(byte + segment);
+                        Task { rows, level, columns, bytes }
+                    }));
                 }
             }
         }
@@ -160,12 +169,23 @@ fn columns_of(k: usize) -> Vec<Columns> {
     all
 }
 
-/// Up to [`ROWS`] rows, one level, some columns of u and [`SEGMENT`] bytes of signs.
+/// Bytes of a segment: the most with which there are tasks enough, whatever the number of threads.
+fn segment_of(sizes: stack::Sizes) -> usize {
+    let stack::Sizes { levels, m, n, k } = sizes;
+    let of_one = levels * m.div_ceil(ROWS) * columns_of(k).len();
+    let (mut segment, least) = SEGMENT;
+    while segment > least && of_one * stack::bytes(n).div_ceil(segment) < TASKS {
+        segment /= 2;
+    }
+    segment
+}
+
+/// Up to [`ROWS`] rows, one level, some columns of u and a segment of the signs.
 struct Task {
     rows: usize,
     level: usize,
     columns: Columns,
-    byte: usize,
+    bytes: Range<usize>,
 }
 
 /// What a task works in. A thread keeps it, because the first use of new pages takes time.
@@ -203,12 +223,11 @@ impl Operands<'_> {
         let (rows, row) = (ROWS.min(m - task.rows), stack::bytes(n));
         let at = task.level * m + task.rows;
         let signs = &self.signs[at * row..][..rows * row];
-        let end = (task.byte + SEGMENT).min(row);
-        let z = self.z::<W>(x, task, end);
+        let z = self.z::<W>(x, task);
         let sums = scratch.sums.as_chunks_mut::<W>().0.as_chunks_mut::<256>().0;
         let totals = &mut scratch.totals.as_chunks_mut::<W>().0[..rows];
         totals.fill([0.0; W]);
-        for (byte, z) in (task.byte..).step_by(TOGETHER).zip(z.chunks(TOGETHER)) {
+        for (byte, z) in (task.bytes.start..).step_by(TOGETHER).zip(z.chunks(TOGETHER)) {
             let count = z.len();
             for (z, sums) in z.iter().zip(&mut *sums) {
                 lanes::run(SignedSums { z, sums });
@@ -234,10 +253,10 @@ impl Operands<'_> {
     }
 
     /// The rows of Z that belong to the bytes of `task`, eight to each; beyond the matrix they are 0.
-    fn z<const W: usize>(&self, x: &[f32], task: &Task, end: usize) -> Vec<[[f32; W]; 8]> {
+    fn z<const W: usize>(&self, x: &[f32], task: &Task) -> Vec<[[f32; W]; 8]> {
         let stack::Sizes { n, k, .. } = self.sizes;
-        let columns = 8 * task.byte..n.min(8 * end);
-        let mut z = vec![[[0.0; W]; 8]; end - task.byte];
+        let columns = 8 * task.bytes.start..n.min(8 * task.bytes.end);
+        let mut z = vec![[[0.0; W]; 8]; task.bytes.len()];
         for c in 0..W.min(k - task.columns.0) {
             let v = &self.v[(task.level * k + task.columns.0 + c) * n..][..n];
             let v = v[columns.clone()].to_f32_vec();

@@ -62,7 +62,7 @@ impl Levels {
     /// Takes the next level off; `None` past the last. Errors name `subject`.
     ///
     /// # Errors
-    /// As [`linalg::truncated_svd`].
+    /// As [`linalg::truncated_svd`]; there is no next level after one.
     pub fn take(&mut self, subject: &str) -> Result<Option<Level>> {
         let Some((signs, sketch)) = self.next.take() else { return Ok(None) };
         let truncation = Truncation { exact: sketch.is_none(), ..self.truncation() };
