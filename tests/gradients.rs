@@ -416,6 +416,27 @@ fn the_way_back_shows_an_observer_what_the_way_there_does() {
 }
 
 #[test]
+fn an_expert_counts_the_same_whoever_else_is_measured() {
+    let model = golden("qwen3-moe");
+    let windows = windows(&model, 3, 17);
+    let shares = |wanted: fn(&Site) -> bool| -> BTreeMap<String, u64> {
+        let sites: Vec<&Site> = model.layer_sites(0).filter(|site| wanted(site)).collect();
+        let mut moments = LayerMoments::squares_only(&sites, &DEVICE).unwrap();
+        let mut stream = Stream::new(&model, &windows, &Place::cpu()).unwrap();
+        stream.advance(&mut moments, &Silent).unwrap();
+        let share = |importance: &Importance| match importance {
+            Importance::Share(share) => share.to_bits(),
+            Importance::Gradients { .. } => panic!("no gradients were given"),
+        };
+        let stats = moments.into_stats(&sites, None).unwrap();
+        stats.iter().map(|(name, stats)| (name.clone(), share(&stats.importance))).collect()
+    };
+    let (all, some) = (shares(|_| true), shares(|site| matches!(site.port, Port::ExpertHidden(1))));
+    assert!(some.len() == 1 && all.len() > 4, "{some:?}");
+    assert!(some.iter().all(|(name, share)| all[name] == *share), "{some:?} of {all:?}");
+}
+
+#[test]
 fn moments_of_the_parts_add_up_to_those_of_the_whole() {
     for name in ["qwen2-sliding", "qwen3-moe"] {
         let model = golden(name);

@@ -78,6 +78,8 @@ pub struct LayerMoments {
     outputs: BTreeMap<String, SecondMoment>,
     /// `None` where gradients say what an output is worth, and nobody asks for shares.
     residuals: Option<BTreeMap<Half, Energies>>,
+    /// Tokens that were sent to experts, to any of them: a token counts as often as it was sent.
+    routed: u64,
 }
 
 /// `Σ x_j²` of one port's channels, `[in]` f64, and over how many tokens.
@@ -147,6 +149,7 @@ impl LayerMoments {
             inputs: BTreeMap::new(),
             outputs: BTreeMap::new(),
             residuals: Some(BTreeMap::new()),
+            routed: 0,
         })
     }
 
@@ -183,19 +186,14 @@ impl LayerMoments {
             .into_iter()
             .map(|(half, energies)| Ok((half, energies.share()?)))
             .collect::<Result<_>>()?;
-        let routed: u64 = self
-            .squares
-            .iter()
-            .filter(|s| matches!(s.0, Port::ExpertIn(_)))
-            .map(|s| s.1.tokens)
-            .sum();
+        let routed = self.routed.max(1) as f64;
         let (mut squares, mut parts) = (BTreeMap::new(), BTreeMap::new());
         for (port, Squares { sums, tokens }) in self.squares.into_iter().filter(|s| s.1.tokens > 0)
         {
             let per_token = sums.affine(1.0 / tokens as f64, 0.0)?.to_vec1::<f64>()?;
             squares.insert(port, Arc::<[f64]>::from(per_token));
             if port.expert().is_some() {
-                parts.insert(port, tokens as f64 / routed.max(1) as f64);
+                parts.insert(port, tokens as f64 / routed);
             }
         }
         let stats = sites.iter().filter_map(|site| {
@@ -234,6 +232,11 @@ impl Observer for LayerMoments {
 
     fn output(&mut self, site: &Site, y: &Tensor) -> Result<()> {
         self.outputs.get_mut(&site.name).map_or(Ok(()), |moment| moment.add(y))
+    }
+
+    fn routed(&mut self, _: usize, tokens: &[u32]) -> Result<()> {
+        self.routed += tokens.len() as u64;
+        Ok(())
     }
 
     fn residual(&mut self, half: Half, added: &Tensor, stream: &Tensor) -> Result<()> {
