@@ -190,11 +190,14 @@ impl Site {
     /// Bytes of one of its blocks, where it is stored as a stack: `m ⌈n/8⌉ + 2 k (m + n)`.
     pub fn block_bytes(&self) -> u64 {
         match self.storage {
-            Storage::Stack { rank, .. } => {
-                self.level_tensors(rank, 0).iter().map(TensorSpec::bytes).sum()
-            }
+            Storage::Stack { rank, .. } => self.level_bytes(rank),
             Storage::Dense | Storage::LowRank { .. } => 0,
         }
+    }
+
+    /// The same, were it stored as a stack of this rank.
+    pub fn level_bytes(&self, rank: usize) -> u64 {
+        self.level_tensors(rank, 0).iter().map(TensorSpec::bytes).sum()
     }
 
     /// The fused module that holds this site in the checkpoint, where one does.

@@ -113,7 +113,7 @@ impl Pass for Bitstack {
         let scale_row = Tensor::from_slice(&scale, (1, n), device)?;
         let residual = weight.broadcast_mul(&scale_row)?.contiguous()?;
         drop(weight);
-        let prices = Prices::new(stats, &squares, &scale, residual.copy()?)?;
+        let prices = Prices::new(stats, &squares, &scale, &residual)?;
         let sizes = Metric::plain(&scale, m, device)?;
 
         let mut analysis = Analysis::default();
@@ -239,48 +239,56 @@ fn scale(squares: &[f64]) -> Vec<f32> {
 struct Prices {
     /// `⟨A, B⟩` of scaled weights.
     metric: Metric,
-    /// All of it, `R_0 [out, in]`.
+    /// What the share costs that is left of the whole, where gradients were taken.
+    shared: Option<Shared>,
+}
+
+struct Shared {
+    /// All of the weight, `R_0 [out, in]`.
     origin: Tensor,
     /// `⟨W, W⟩`.
     whole: f64,
-    /// `½ E[g_γ²]`, where gradients were taken.
-    gain: Option<f64>,
+    /// `½ E[g_γ²]`.
+    gain: f64,
 }
 
 impl Prices {
+    /// Of the weight of which all, `residual [out, in]`, is left.
     fn new(
         stats: Option<&SiteStats>,
         squares: &[f64],
         scale: &[f32],
-        origin: Tensor,
+        residual: &Tensor,
     ) -> Result<Self> {
-        let ((m, _), device) = (origin.dims2()?, origin.device().clone());
+        let ((m, _), device) = (residual.dims2()?, residual.device());
         let per_scale = squares.iter().zip(scale).map(|(x, &s)| x / f64::from(s).powi(2));
         let columns: Vec<f64> = per_scale.collect();
-        let (rows, gain) = match stats.map(|stats| &stats.importance) {
+        let rows = match stats.map(|stats| &stats.importance) {
             Some(Importance::Gradients { channels, gain }) => {
-                (channels.iter().map(|g| 0.5 * g).collect(), Some(0.5 * gain))
+                let rows = channels.iter().map(|g| 0.5 * g).collect();
+                let metric = Metric::new(rows, columns, device)?;
+                let (origin, whole) = (residual.copy()?, metric.square(residual)?);
+                let shared = Some(Shared { origin, whole, gain: 0.5 * gain });
+                return Ok(Self { metric, shared });
             }
             Some(Importance::Share(share)) => {
                 // A share of all that is written, which has first to be known.
-                let all = Metric::new(vec![1.0; m], columns.clone(), &device)?.square(&origin)?;
-                (vec![share / all.max(f64::MIN_POSITIVE); m], None)
+                let all = Metric::new(vec![1.0; m], columns.clone(), device)?.square(residual)?;
+                vec![share / all.max(f64::MIN_POSITIVE); m]
             }
             // What no token reached costs next to nothing, and not nothing.
-            None => (vec![f64::from(f32::MIN_POSITIVE); m], None),
+            None => vec![f64::from(f32::MIN_POSITIVE); m],
         };
-        let metric = Metric::new(rows, columns, &device)?;
-        let whole = metric.square(&origin)?;
-        Ok(Self { metric, origin, whole, gain })
+        Ok(Self { metric: Metric::new(rows, columns, device)?, shared: None })
     }
 
     /// The expected loss with `residual` left.
     fn loss(&self, residual: &Tensor) -> Result<f64> {
         let square = self.metric.square(residual)?;
-        match self.gain {
-            Some(gain) if self.whole > 0.0 => {
-                let share = self.metric.product(residual, &self.origin)? / self.whole;
-                Ok(square + share.powi(2) * (gain - self.whole))
+        match &self.shared {
+            Some(Shared { origin, whole, gain }) if *whole > 0.0 => {
+                let share = self.metric.product(residual, origin)? / whole;
+                Ok(square + share.powi(2) * (gain - whole))
             }
             _ => Ok(square),
         }

@@ -185,8 +185,7 @@ fn blocks(site: usize, unit: &Unit, candidates: &[Candidate], chosen: usize) -> 
             losses[level - 1] = loss;
         }
     }
-    let bytes = unit.sites[0].level_tensors(rank, 0).iter().map(TensorSpec::bytes).sum();
-    Some(Blocks { site, losses, bytes })
+    Some(Blocks { site, losses, bytes: unit.sites[0].level_bytes(rank) })
 }
 
 fn uniform(
