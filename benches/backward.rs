@@ -9,9 +9,9 @@
 
 use std::time::Instant;
 
-use bantam::arch::SourceModel;
+use bantam::arch::Model;
 use bantam::eval::perplexity;
-use bantam::measure::{Backward, Draw, Keep, Place, Text, Tokenizer, Windows};
+use bantam::measure::{Backward, Compute, Draw, Spill, Text, Tokenizer, Windows};
 use bantam::progress::Silent;
 
 fn main() {
@@ -21,19 +21,20 @@ fn main() {
         // `cargo test --benches` runs this with no data: there is nothing to measure.
         return;
     };
-    let model = SourceModel::open(model.as_ref()).unwrap();
+    let model = Model::open(model.as_ref()).unwrap();
     let text = Text::read(&[text.into()]).unwrap();
     let tokens = Tokenizer::open(&model).unwrap().encode(&text.content, false).unwrap();
     let (windows, window) = (windows.parse().unwrap(), window.parse().unwrap());
     let windows = Windows::cut(&tokens, window, Some(windows), Draw::FromStart).unwrap();
-    let keep = Keep { memory: u64::MAX, folder: std::env::temp_dir() };
+    let keep = Spill { memory: u64::MAX, folder: std::env::temp_dir() };
     let (mut forward, mut both) = (f64::INFINITY, f64::INFINITY);
     for _ in 0..rounds.parse().unwrap() {
         let started = Instant::now();
-        perplexity(&model, &windows, &Place::cpu(), &Silent).unwrap();
+        perplexity(&model, &windows, &Compute::cpu(), &Silent).unwrap();
         forward = forward.min(started.elapsed().as_secs_f64());
         let started = Instant::now();
-        let mut pass = Backward::new(&model, &windows, &Place::cpu(), &keep, &Silent).unwrap();
+        let mut pass =
+            Backward::forward(&model, &windows, &Compute::cpu(), &keep, &Silent).unwrap();
         while pass.next_layer().is_some() {
             pass.retreat_unobserved(&Silent).unwrap();
         }

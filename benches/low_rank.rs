@@ -11,11 +11,11 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use bantam::arch::{Port, Role, Site, Storage, Unit};
-use bantam::checkpoint::{Checkpoint, Dtype};
+use bantam::arch::{Piece, Role, Site, Storage};
+use bantam::checkpoint::Checkpoint;
 use bantam::measure::{Importance, SecondMoment, Side, SiteStats};
-use bantam::passes::{Analysis, Lord, Pass, PassOptions, UnitStats, Weights};
-use bantam::plan::Offer;
+use bantam::passes::{Analysis, Lord, Pass, Weights};
+use bantam::settings::{Rule, Settings};
 use candle_core::{DType, Device, Tensor};
 
 /// Tokens that are taken into a moment at a time, as measure does.
@@ -41,13 +41,14 @@ fn layer(checkpoint: &Checkpoint, name: &str, rank: usize, rounds: usize) -> ser
     let load = |name: &str| bantam::model::load_tensor(checkpoint, name, &device).unwrap();
     let (weight, x) = (load(&format!("{name}.weight")), load(&format!("{name}.x")));
     let (m, n) = weight.dims2().unwrap();
-    let unit = Unit { sites: vec![site(name, m, n)] };
+    let site = Site::linear(name, Role::MlpUp, [m, n]);
     // The smaller side, as measure chooses it; outputs are at hand in the forward pass.
     let y = x.matmul(&weight.t().unwrap()).unwrap();
     let (side, rows) = if m < n { (Side::Output, &y) } else { (Side::Input, &x) };
-    let pass = Lord::new(PassOptions { rank_multiple: 1, paper: true, ..PassOptions::default() });
+    let settings = Settings { rank_multiple: 1, paper: true, ..Settings::new(Rule::keep(0.5)) };
+    let pass = Lord::new(&settings);
     let weights = Weights::new(checkpoint, &device);
-    let chosen = Offer { bytes: 0, expected_loss: 0.0, storages: vec![Storage::LowRank { rank }] };
+    let chosen = Storage::LowRank { rank };
     let mut least = [f64::INFINITY; 3];
     let mut gap = 0.0;
     for _ in 0..rounds {
@@ -62,19 +63,18 @@ fn layer(checkpoint: &Checkpoint, name: &str, rank: usize, rounds: usize) -> ser
             side,
             second: Some(Arc::new(moment)),
             input_squares: Arc::from([]),
-            importance: Importance::Share(1.0),
+            importance: Importance::Energy(1.0),
         };
-        let stats = UnitStats::from([(name.to_owned(), stats)]);
         let started = Instant::now();
-        let analysis = pass.analyse(&unit, &weights, &stats).unwrap();
+        let analysis = pass.analyse(&site, &weights, Some(&stats)).unwrap();
         let decomposition = started.elapsed().as_secs_f64();
         let started = Instant::now();
-        let output = pass.apply(&unit, &weights, &analysis, &chosen).unwrap();
+        let made = pass.make(&site, &weights, &analysis, chosen, Piece::V).unwrap();
         let factors = started.elapsed().as_secs_f64();
         for (least, seconds) in least.iter_mut().zip([gram, decomposition, factors]) {
             *least = least.min(seconds);
         }
-        let [u, v] = ["u", "v"].map(|part| &output[&format!("{name}.{part}.weight")]);
+        let [u, v] = [Piece::U, Piece::V].map(|piece| &made[&piece]);
         gap = identity_gap(&x, &y, u, v, &analysis, rank);
     }
     serde_json::json!({
@@ -100,20 +100,4 @@ fn identity_gap(
     let lost = energy(&(&y - kept).unwrap()) / energy(&y);
     // The share is 1, so losses are shares of the energy.
     (lost - analysis.numbers("losses").unwrap()[rank]).abs()
-}
-
-fn site(name: &str, m: usize, n: usize) -> Site {
-    Site {
-        name: name.to_owned(),
-        role: Role::MlpUp,
-        layer: 0,
-        out_features: m,
-        in_features: n,
-        bias: false,
-        dtype: Dtype::F32,
-        bias_dtype: None,
-        port: Port::MlpIn,
-        storage: Storage::Dense,
-        part: None,
-    }
 }

@@ -10,7 +10,8 @@ use std::time::Instant;
 
 use bantam::linalg::{self, Truncation};
 use bantam::ops;
-use bantam::passes::{Level, Levels, StackOptions};
+use bantam::passes::{Level, Levels};
+use bantam::settings::StackSettings;
 use candle_core::{DType, Device, Tensor};
 
 fn main() {
@@ -22,7 +23,7 @@ fn main() {
     let device = Device::Cpu;
     let w = linalg::gaussian(m, n, 1, &device).unwrap();
     let x = linalg::gaussian(1, n, 2, &device).unwrap();
-    let options = StackOptions { levels, rank, exact: false };
+    let options = StackSettings { levels, rank, ..StackSettings::default() };
     let truncation = Truncation::to(rank);
     let mut least = [f64::INFINITY; 8];
     let mut keep = |index: usize, started: Instant| {
@@ -57,7 +58,7 @@ fn main() {
         keep(3, started);
         let [u0, v0] = [&u, &v].map(|factor| factor.narrow(0, 0, 1).unwrap());
         let started = Instant::now();
-        ops::residual(&r, &sign, &u0, &v0, Some(&omega)).unwrap();
+        ops::take_level(&r, &sign, &u0, &v0, Some(&omega)).unwrap();
         keep(4, started);
 
         let started = Instant::now();
@@ -74,7 +75,8 @@ fn main() {
         let gap = (gap / size).unwrap().sqrt().unwrap().to_scalar::<f32>().unwrap();
         assert!(gap < 1e-5, "the two products differ by {gap:e}");
     }
-    let [decomposition, sign_pack, abs, truncated_svd, residual, matvec, rebuild, product] = least;
+    let [decomposition, sign_pack, abs, truncated_svd, take_level, matvec, rebuild, product] =
+        least;
     let flops = (2 * levels * m * n * rank) as f64;
     let bytes = (levels * (m * n.div_ceil(8) + 2 * rank * (m + n))) as f64;
     println!(
@@ -82,7 +84,7 @@ fn main() {
         serde_json::json!({
             "shape": [m, n], "rank": rank, "levels": levels, "fell_back": fell_back,
             "decomposition": decomposition, "sign_pack": sign_pack, "abs": abs,
-            "truncated_svd": truncated_svd, "residual": residual,
+            "truncated_svd": truncated_svd, "take_level": take_level,
             "stack_matvec": matvec, "stack_rebuild": rebuild, "product": product,
             "matvec_gain": (rebuild + product) / matvec,
             "matvec_gflops": flops / matvec / 1e9, "matvec_gbytes": bytes / matvec / 1e9,

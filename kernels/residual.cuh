@@ -1,5 +1,5 @@
 #pragma once
-// What a block of sign_pack and of residual does: 64 rows of r, of whose columns it takes every
+// What a block of sign_pack and of take_level does: 64 rows of r, of whose columns it takes every
 // splits-th 32 COLUMN_GROUPS. Warps side by side hold the same columns of different rows, so that
 // v and omega reach L1 once for the block.
 //

@@ -323,7 +323,7 @@ step larger 100 larger
 step larger-memory 10 larger_memory
 # shellcheck disable=SC2086
 step memcheck 90 sanitizer memcheck $quick low_rank gram cross_entropy causal_attention_is row_dots \
-  sign_pack_packs residual_takes stack_matvec_is
+  sign_pack_packs take_level_takes stack_matvec_is
 # shellcheck disable=SC2086
 step racecheck 60 sanitizer racecheck $quick low_rank stack_matvec_is
 

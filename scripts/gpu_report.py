@@ -44,7 +44,7 @@ GOALS = {
     "cross_entropy_gradient": Goal(share=0.5),
     "stack_matvec": Goal(share=0.5),
     "stack_matvec_seconds": Goal(rivals={"dense_matvec_seconds": 1}),
-    "residual": Goal(share=0.7),
+    "take_level": Goal(share=0.7),
     "stack_decomposition": Goal(times=3, rivals={"stack_decomposition_by_svd": 100}),
     "memory_measuring": Goal(at_most=1.05),
     "memory_analysing": Goal(at_most=1.05),

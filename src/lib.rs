@@ -26,12 +26,16 @@ pub mod error;
 pub mod eval;
 pub mod job;
 pub mod linalg;
+mod lock;
 pub mod measure;
 pub mod model;
 pub mod ops;
 pub mod passes;
+mod paths;
 pub mod pipeline;
 pub mod plan;
 pub mod progress;
+mod random;
+pub mod settings;
 
 pub use error::{Error, Result};

@@ -8,7 +8,8 @@ mod support;
 use std::fs;
 
 use bantam::checkpoint::header::{Header, encode};
-use bantam::checkpoint::{Checkpoint, CheckpointError, HeaderProblem, IndexProblem, TensorSpec};
+use bantam::checkpoint::{Checkpoint, TensorSpec};
+use bantam::error::{Error, HeaderProblem, IndexProblem};
 use proptest::prelude::*;
 use safetensors::tensor::{SafeTensors, TensorView};
 use safetensors::{Dtype, serialize};
@@ -127,12 +128,12 @@ fn every_truncation_is_refused() {
     for length in 0..good.len() {
         fs::write(&file, &good[..length]).unwrap();
         let error = Checkpoint::open(folder.path()).unwrap_err();
-        assert!(matches!(error, CheckpointError::Header { .. }), "{length}: {error}");
+        assert!(matches!(error, Error::Header { .. }), "{length}: {error}");
     }
     fs::write(&file, [&good[..], b"x"].concat()).unwrap();
     let error = Checkpoint::open(folder.path()).unwrap_err();
     let problem = HeaderProblem::DataLength { expected: 24, found: 25 };
-    assert!(matches!(error, CheckpointError::Header { problem: p, .. } if p == problem));
+    assert!(matches!(error, Error::Header { problem: p, .. } if p == problem));
 }
 
 type Check = fn(&HeaderProblem) -> bool;
@@ -229,7 +230,7 @@ fn every_index_problem_has_its_name() {
         write_sharded(folder.path(), &json!({}), &[&[tensor("a")], &[tensor(second)]]);
         fs::write(folder.path().join("model.safetensors.index.json"), index).unwrap();
         match Checkpoint::open(folder.path()) {
-            Err(CheckpointError::Index { problem, .. }) => problem,
+            Err(Error::Index { problem, .. }) => problem,
             other => panic!("{other:?}"),
         }
     };
@@ -261,6 +262,6 @@ fn every_index_problem_has_its_name() {
     fs::write(folder.path().join("model.safetensors.index.json"), index).unwrap();
     let error = Checkpoint::open(folder.path()).unwrap_err();
     assert!(
-        matches!(&error, CheckpointError::Index { problem: P::NotListed { tensor, .. }, .. } if tensor == "b")
+        matches!(&error, Error::Index { problem: P::NotListed { tensor, .. }, .. } if tensor == "b")
     );
 }

@@ -9,7 +9,8 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
-use bantam::checkpoint::{Checkpoint, CheckpointError, HubEnv, resolve};
+use bantam::checkpoint::{Checkpoint, HubEnv, resolve};
+use bantam::error::Error;
 use safetensors::Dtype;
 use serde_json::json;
 use support::{safetensors_file, write_checkpoint};
@@ -60,7 +61,7 @@ fn what_is_not_cached_says_where_it_was_looked_for() {
     let hub = root.path().join("hub");
     let looked_for = |model: &str| -> PathBuf {
         match resolve(model, &env) {
-            Err(CheckpointError::NotInHubCache { looked_for, .. }) => {
+            Err(Error::NotInHubCache { looked_for, .. }) => {
                 looked_for.strip_prefix(&hub).unwrap().to_owned()
             }
             other => panic!("{model}: {other:?}"),
@@ -87,9 +88,9 @@ fn folders_win_and_paths_are_not_names() {
     assert_eq!(resolve(folder.to_str().unwrap(), &env).unwrap(), folder);
     let file = folder.join("model.safetensors");
     let error = resolve(file.to_str().unwrap(), &env).unwrap_err();
-    assert!(matches!(error, CheckpointError::NotAFolder { .. }), "{error}");
+    assert!(matches!(error, Error::NotAFolder { .. }), "{error}");
     for path in ["./org/name", "/org/name", "a/b/c", "org/name@../../x", "org/name@"] {
         let error = resolve(path, &env).unwrap_err();
-        assert!(matches!(error, CheckpointError::Missing { .. }), "{path}: {error}");
+        assert!(matches!(error, Error::Missing { .. }), "{path}: {error}");
     }
 }

@@ -10,7 +10,8 @@ use std::io::Write;
 use std::path::Path;
 
 use bantam::checkpoint::header::encode;
-use bantam::checkpoint::{Checkpoint, CheckpointError, ConfigProblem, TensorSpec};
+use bantam::checkpoint::{Checkpoint, TensorSpec};
+use bantam::error::{ConfigProblem, Error};
 use safetensors::Dtype;
 use serde_json::json;
 use support::{f32_bytes, write_checkpoint, write_sharded};
@@ -42,7 +43,7 @@ fn a_sharded_checkpoint_opens_in_file_order() {
     assert_eq!(shard, folder.path().join("model-00002-of-00002.safetensors"));
     assert!(matches!(
         checkpoint.require("q"),
-        Err(CheckpointError::NoSuchTensor { tensor, .. }) if tensor == "q"
+        Err(Error::NoSuchTensor { tensor, .. }) if tensor == "q"
     ));
 }
 
@@ -57,13 +58,11 @@ fn what_is_no_checkpoint_is_refused_by_name() {
     };
     let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 1234\n";
 
-    assert!(matches!(open("nowhere"), CheckpointError::Missing { .. }));
+    assert!(matches!(open("nowhere"), Error::Missing { .. }));
     file("file", "");
-    assert!(matches!(open("file"), CheckpointError::NotAFolder { .. }));
+    assert!(matches!(open("file"), Error::NotAFolder { .. }));
     fs::create_dir(root.path().join("empty")).unwrap();
-    assert!(
-        matches!(open("empty"), CheckpointError::Missing { path, .. } if path.ends_with("config.json"))
-    );
+    assert!(matches!(open("empty"), Error::Missing { path, .. } if path.ends_with("config.json")));
 
     for (weights, advice) in [
         ("pytorch_model.bin", "convert it to safetensors"),
@@ -74,7 +73,7 @@ fn what_is_no_checkpoint_is_refused_by_name() {
         file(&format!("{weights}.d/config.json"), "{}");
         file(&format!("{weights}.d/{weights}"), "");
         let error = open(&format!("{weights}.d"));
-        assert!(matches!(error, CheckpointError::NoWeights { .. }), "{error}");
+        assert!(matches!(error, Error::NoWeights { .. }), "{error}");
         assert!(error.hint().unwrap().contains(advice), "{weights}: {:?}", error.hint());
     }
 
@@ -82,19 +81,19 @@ fn what_is_no_checkpoint_is_refused_by_name() {
         file(&format!("lfs-{folder}/config.json"), config);
         file(&format!("lfs-{folder}/model.safetensors"), pointer);
         let error = open(&format!("lfs-{folder}"));
-        assert!(matches!(error, CheckpointError::LfsPointer { .. }), "{error}");
+        assert!(matches!(error, Error::LfsPointer { .. }), "{error}");
         assert!(error.hint().unwrap().contains("git lfs pull"));
     }
 
     file("list/config.json", "[]");
     assert!(matches!(
         open("list"),
-        CheckpointError::Config { problem: ConfigProblem::NotAnObject { .. }, .. }
+        Error::Config { problem: ConfigProblem::NotAnObject { .. }, .. }
     ));
     fs::create_dir_all(root.path().join("odd/model.safetensors")).unwrap();
     file("odd/config.json", "{}");
     assert!(
-        matches!(open("odd"), CheckpointError::Missing { path, .. } if path.ends_with("model.safetensors"))
+        matches!(open("odd"), Error::Missing { path, .. } if path.ends_with("model.safetensors"))
     );
 }
 
@@ -120,14 +119,14 @@ fn a_file_that_changes_its_length_is_noticed() {
     let path = folder.path().join("model.safetensors");
     fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(10).unwrap();
     let error = checkpoint.bytes(checkpoint.require("w").unwrap()).unwrap_err();
-    assert!(matches!(error, CheckpointError::Changed { found: 10, .. }), "{error}");
+    assert!(matches!(error, Error::Changed { found: 10, .. }), "{error}");
 
     // Where data pass through as where they are mapped, and where more is there as where less is.
     write_checkpoint(folder.path(), &json!({}), &[("w", Dtype::F32, &[1], &[0; 4])]);
     let checkpoint = Checkpoint::open(folder.path()).unwrap();
     fs::OpenOptions::new().append(true).open(&path).unwrap().write_all(b"more").unwrap();
     let error = checkpoint.require_finite(checkpoint.require("w").unwrap()).unwrap_err();
-    assert!(matches!(error, CheckpointError::Changed { .. }), "{error}");
+    assert!(matches!(error, Error::Changed { .. }), "{error}");
 }
 
 #[test]
@@ -136,7 +135,7 @@ fn a_tensor_of_another_checkpoint_is_a_bug() {
     write_checkpoint(one.path(), &json!({}), &[("w", Dtype::U8, &[4], b"data")]);
     write_checkpoint(two.path(), &json!({}), &[("w", Dtype::U8, &[3], b"dat")]);
     let (one, two) = (Checkpoint::open(one.path()).unwrap(), Checkpoint::open(two.path()).unwrap());
-    assert!(matches!(one.bytes(two.require("w").unwrap()), Err(CheckpointError::Bug(_))));
+    assert!(matches!(one.bytes(two.require("w").unwrap()), Err(Error::Bug(_))));
 }
 
 #[test]

@@ -9,9 +9,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use bantam::checkpoint::{
-    Checkpoint, CheckpointError, DataOrder, ModelWriter, OutputProblem, TensorInfo, TensorSpec,
-    WriteOptions, WrittenModel,
+    Checkpoint, DataOrder, ModelWriter, TensorInfo, TensorSpec, WriteOptions, WrittenModel,
 };
+use bantam::error::{Error, OutputProblem, Result};
 use safetensors::{Dtype, SafeTensors};
 use serde_json::{Value, json};
 use support::{contents, f32_bytes, names, write_checkpoint, write_sharded};
@@ -59,11 +59,7 @@ fn overwriting() -> WriteOptions {
 }
 
 /// Copies every tensor of `source` to `out`.
-fn copy_all(
-    source: &Checkpoint,
-    out: &Path,
-    options: &WriteOptions,
-) -> Result<WrittenModel, CheckpointError> {
+fn copy_all(source: &Checkpoint, out: &Path, options: &WriteOptions) -> Result<WrittenModel> {
     let mut writer = ModelWriter::create(out, source, specs(source), options)?;
     for tensor in source.tensors() {
         writer.copy(source, tensor)?;
@@ -80,9 +76,9 @@ fn assert_same_tensors(one: &Checkpoint, two: &Checkpoint) {
     }
 }
 
-fn refused(result: Result<ModelWriter, CheckpointError>) -> OutputProblem {
+fn refused(result: Result<ModelWriter>) -> OutputProblem {
     match result {
-        Err(CheckpointError::Output { problem, .. }) => problem,
+        Err(Error::Output { problem, .. }) => problem,
         other => panic!("{other:?}"),
     }
 }
@@ -217,8 +213,8 @@ fn tensors_come_as_planned_or_it_is_a_bug() {
     ];
     let create =
         || ModelWriter::create(&out, &source, plan.clone(), &WriteOptions::default()).unwrap();
-    let bug = |result: Result<(), CheckpointError>, says: &str| match result {
-        Err(CheckpointError::Bug(message)) => assert!(message.contains(says), "{message}"),
+    let bug = |result: Result<()>, says: &str| match result {
+        Err(Error::Bug(message)) => assert!(message.contains(says), "{message}"),
         other => panic!("{other:?}"),
     };
     let mut writer = create();
@@ -285,13 +281,13 @@ fn values_that_are_not_finite_are_not_written() {
     let error = copy_all(&source, &out, &WriteOptions::default()).unwrap_err();
     let at = (8 << 20) / 4 + 7;
     assert!(
-        matches!(&error, CheckpointError::NonFinite { tensor, index } if tensor == "big" && *index == at),
+        matches!(&error, Error::NonFiniteTensor { tensor, index } if tensor == "big" && *index == at),
         "{error}"
     );
     let plan = vec![TensorSpec::new("h", Dtype::F16, [2])];
     let mut writer = ModelWriter::create(&out, &source, plan, &WriteOptions::default()).unwrap();
     let error = writer.write("h", &[0, 0x3c, 0, 0x7c]).unwrap_err();
-    assert!(matches!(error, CheckpointError::NonFinite { index: 1, .. }), "{error}");
+    assert!(matches!(error, Error::NonFiniteTensor { index: 1, .. }), "{error}");
     drop(writer);
     assert_eq!(names(root.path()), ["in"]);
 }

@@ -73,8 +73,8 @@ fn check(case: &Case, out: &Path) -> Value {
 
     let inspected = bantam("inspect").arg(out).arg("--json").run().json();
     assert_eq!(inspected["weight_bytes"], written, "{what}");
-    let low_rank: u64 = inspected["roles"].as_array().unwrap().iter().map(low_rank_sites).sum();
-    assert_eq!(low_rank, low_rank_units(plan).count() as u64, "{what}");
+    let declared: u64 = inspected["roles"].as_array().unwrap().iter().map(low_rank_sites).sum();
+    assert_eq!(declared, low_rank(plan).count() as u64, "{what}");
     report
 }
 
@@ -82,10 +82,10 @@ fn low_rank_sites(role: &Value) -> u64 {
     role["low_rank_sites"].as_u64().unwrap()
 }
 
-/// `(unit, rank)` of every unit that the plan stores as factors.
-fn low_rank_units(plan: &Value) -> impl Iterator<Item = (&Value, u64)> {
-    let units = plan["units"].as_array().unwrap().iter();
-    units.filter_map(|unit| Some((unit, unit["storages"][0]["rank"].as_u64()?)))
+/// `(site, rank)` of every site that the plan stores as factors.
+fn low_rank(plan: &Value) -> impl Iterator<Item = (&Value, u64)> {
+    let sites = plan["sites"].as_array().unwrap().iter();
+    sites.filter_map(|site| Some((site, site["storage"]["rank"].as_u64()?)))
 }
 
 /// The written tensors are exactly the input's with factors in place of the planned weights.
@@ -103,8 +103,8 @@ fn check_tensors(case: &Case, out: &Path, plan: &Value) {
     assert_eq!(found, planned, "{what}");
 
     let mut rest = input.clone();
-    for (unit, rank) in low_rank_units(plan) {
-        let site = unit["unit"].as_str().unwrap();
+    for (planned, rank) in low_rank(plan) {
+        let site = planned["site"].as_str().unwrap();
         let dense = rest.remove(&format!("{site}.weight")).unwrap();
         let [v, u] =
             ["v", "u"].map(|part| output.remove(&format!("{site}.{part}.weight")).unwrap());
@@ -226,9 +226,9 @@ fn trained_llama_uniformly() {
     let case = Case { model, arguments: "--uniform 0.8".into(), text: pycode(), rank_multiple: 8 };
     check(&case, &out);
     let manifest = read_json(&out.join("bantam.json"));
-    let ranks: Vec<(u64, u64, u64)> = low_rank_units(&manifest["plan"])
-        .map(|(unit, rank)| {
-            (unit["shape"][0].as_u64().unwrap(), unit["shape"][1].as_u64().unwrap(), rank)
+    let ranks: Vec<(u64, u64, u64)> = low_rank(&manifest["plan"])
+        .map(|(site, rank)| {
+            (site["shape"][0].as_u64().unwrap(), site["shape"][1].as_u64().unwrap(), rank)
         })
         .collect();
     // q 256x256, k and v 128x256, o 256x256, gate and up 688x256, down 256x688.

@@ -291,3 +291,19 @@ fn settings_of_the_families() {
     edit_weights(&bench.model, |weights| drop(weights.remove(bias).unwrap()));
     bench.refused_by_all(3, &[bias]);
 }
+
+/// Whoever reads a value of config.json, its error has one form: key, expectation, find.
+#[test]
+fn wrong_values_of_a_config_are_told_alike() {
+    for (key, expected) in [
+        ("rms_norm_eps", "expected a number, found \"abc\""),
+        ("vocab_size", "expected a count below 2^31, found \"abc\""),
+        ("tie_word_embeddings", "expected true or false, found \"abc\""),
+        ("bantam", "expected an object, found \"abc\""),
+    ] {
+        let bench = Bench::with("llama");
+        edit_config(&bench.model, &json!({ key: "abc" }));
+        let said = format!("config.json`: `{key}`: {expected}");
+        bench.refused_by_all(3, &[&said]);
+    }
+}

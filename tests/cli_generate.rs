@@ -11,7 +11,7 @@ mod models;
 
 use std::path::Path;
 
-use bantam::arch::SourceModel;
+use bantam::arch::Model;
 use bantam::measure::Tokenizer;
 use bantam::model::Decoder;
 use candle_core::Device;
@@ -32,7 +32,7 @@ fn text(model: &Path, prompt: &str, options: &str) -> String {
 /// The tokens that follow `prompt`, each the likeliest by the logits of the whole sequence before it,
 /// up to the end of the text.
 fn likeliest(folder: &Path, prompt: &str, count: usize) -> Vec<u32> {
-    let model = SourceModel::open(folder).unwrap();
+    let model = Model::open(folder).unwrap();
     let mut ids = Tokenizer::open(&model).unwrap().encode(prompt, true).unwrap();
     let start = ids.len();
     while ids.len() - start < count {
@@ -40,7 +40,7 @@ fn likeliest(folder: &Path, prompt: &str, count: usize) -> Vec<u32> {
         let last = logits.get(ids.len() - 1).unwrap().to_vec1::<f32>().unwrap();
         let best = |best: usize, at: usize| if last[at] > last[best] { at } else { best };
         let next = u32::try_from((0..last.len()).reduce(best).unwrap()).unwrap();
-        if model.spec.eos.contains(&next) {
+        if model.spec().eos.contains(&next) {
             break;
         }
         ids.push(next);
@@ -50,7 +50,7 @@ fn likeliest(folder: &Path, prompt: &str, count: usize) -> Vec<u32> {
 
 fn check_greedy(folder: &Path, prompt: &str, count: usize) {
     let ids = likeliest(folder, prompt, count);
-    let model = SourceModel::open(folder).unwrap();
+    let model = Model::open(folder).unwrap();
     let continuation = Tokenizer::open(&model).unwrap().decode(&ids).unwrap();
     let found = text(folder, prompt, &format!("--max-tokens {count}"));
     assert_eq!(found, format!("{prompt}{continuation}\n"), "{}", folder.display());

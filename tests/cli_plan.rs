@@ -75,12 +75,68 @@ fn a_plan_from_headers_is_carried_out() {
     let command = bantam("plan").arg(&desk.model).args("--keep 0.75 --rank-multiple 2 -o");
     command.arg(&plan).run().ok();
     let report = desk.carry_out(&plan).arg("--json").run().json();
-    assert_eq!(read_json(&plan)["expected_loss"], "assumed");
+    assert_eq!(read_json(&plan)["loss_basis"], "assumed");
     // All but what this machine needs for it.
     let mut planned = read_json(&plan);
     assert!(planned.as_object_mut().unwrap().remove("memory").is_some());
     assert_eq!(read_json(&desk.made().join("out").join("bantam.json"))["plan"], planned);
     assert_eq!(report["weight_bytes_out"], weight_bytes(&desk.made().join("out")));
+}
+
+/// What a plan was drawn with is not asked for again, and nothing else is taken in its place.
+#[test]
+fn a_plan_says_how_it_is_carried_out() {
+    let desk = Desk::with("llama");
+    let plan = desk.made().join("plan.json");
+    for (options, gradients, floor) in [
+        ("--keep 0.7 --rank-multiple 2 --no-gradients --floor 0.25", false, 0.25),
+        ("--uniform 0.6 --rank-multiple 2", false, 0.5),
+        ("--keep 0.7 --rank-multiple 2", true, 0.5),
+        ("--method bitstack --rank 4 --levels 3 --no-gradients", false, 0.5),
+        ("--method bitstack --rank 4 --levels 3 --no-gradients --order priority", false, 0.5),
+    ] {
+        bantam("plan").arg(&desk.model).args(options).arg("-o").arg(&plan).run().ok();
+        let settings = read_json(&plan)["settings"].clone();
+        assert_eq!(settings["gradients"], gradients, "{options}");
+        assert_eq!(settings["floor"], floor, "{options}");
+        let average = !gradients && !options.contains("priority");
+        let order = if average { "average" } else { "priority" };
+        assert_eq!(settings["stack"]["order"], order, "{options}");
+        let job = desk.made().join("job");
+        desk.carry_out(&plan).arg("--job").arg(&job).run().ok();
+        assert_eq!(
+            read_json(&job.join("job.json"))["options"]["gradients"],
+            gradients,
+            "{options}"
+        );
+        let made = read_json(&desk.made().join("out/bantam.json"));
+        assert_eq!(made["plan"]["settings"], settings, "{options}");
+        for folder in [job, desk.made().join("out")] {
+            fs::remove_dir_all(folder).unwrap();
+        }
+    }
+    for option in ["--method lord", "--rank 4", "--levels 3", "--exact-svd", "--order average"] {
+        let named = option.split(' ').next().unwrap();
+        desk.carry_out(&plan).args(option).run().refused(2, &["--plan", named]);
+    }
+}
+
+#[test]
+fn a_plan_of_a_stack_shows_its_levels() {
+    let desk = Desk::with("llama");
+    let command = bantam("plan").arg(&desk.model).args("--method bitstack --rank 4 --levels 3");
+    let shown = command.run().ok().stdout;
+    assert!(shown.contains("levels x rank") && shown.contains("3 x 4"), "{shown}");
+    // A stack has no target, and no linear of it is dense.
+    assert!(!shown.contains("--keep") && !shown.contains("dense"), "{shown}");
+}
+
+#[test]
+fn a_plan_of_another_layout_is_told_so() {
+    let desk = Desk::with("llama");
+    let mut plan = desk.plan();
+    plan["layout"] = json!(1);
+    desk.refuses(&plan.to_string(), &["layout 1", "draw the plan again"]);
 }
 
 #[test]
@@ -110,30 +166,30 @@ fn a_damaged_plan_is_refused() {
     desk.carry_out(&desk.made().join("none.json")).run().refused(3, &["none.json"]);
 }
 
-/// Bytes of a unit of F32 with these storages.
-fn unit_bytes(unit: &Value, rank: Option<u64>) -> u64 {
-    let [m, n] = [0, 1].map(|i| unit["shape"][i].as_u64().unwrap());
+/// Bytes of a site of F32 with these factors, or dense.
+fn site_bytes(site: &Value, rank: Option<u64>) -> u64 {
+    let [m, n] = [0, 1].map(|i| site["shape"][i].as_u64().unwrap());
     4 * rank.map_or(m * n, |rank| rank * (m + n))
 }
 
-/// Gives a unit another rank, or none, and lets everything follow that is said to follow.
+/// Gives a site another rank, or none, and lets everything follow that is said to follow.
 fn choose(plan: &mut Value, at: usize, rank: Option<u64>) {
-    let unit = &mut plan["units"][at];
-    let before = unit["bytes"].as_u64().unwrap();
-    let bytes = unit_bytes(unit, rank);
-    unit["bytes"] = json!(bytes);
-    unit["storages"] = match rank {
-        Some(rank) => json!([{ "kind": "low_rank", "rank": rank }]),
-        None => json!([{ "kind": "dense" }]),
+    let site = &mut plan["sites"][at];
+    let before = site["bytes"].as_u64().unwrap();
+    let bytes = site_bytes(site, rank);
+    site["bytes"] = json!(bytes);
+    site["storage"] = match rank {
+        Some(rank) => json!({ "kind": "low_rank", "rank": rank }),
+        None => json!({ "kind": "dense" }),
     };
-    let (site, shape) = (unit["unit"].as_str().unwrap().to_owned(), unit["shape"].clone());
+    let (name, shape) = (site["site"].as_str().unwrap().to_owned(), site["shape"].clone());
     let total = plan["weight_bytes"].as_u64().unwrap();
     plan["weight_bytes"] = json!(total - before + bytes);
-    let mine = |tensor: &Value| tensor["name"].as_str().unwrap().starts_with(&format!("{site}."));
+    let mine = |tensor: &Value| tensor["name"].as_str().unwrap().starts_with(&format!("{name}."));
     let tensors = plan["tensors"].as_array_mut().unwrap();
     let place = tensors.iter().position(mine).unwrap();
     tensors.retain(|tensor| !mine(tensor));
-    let tensor = |part: &str, shape: Value| json!({ "name": format!("{site}.{part}"), "dtype": "F32", "shape": shape });
+    let tensor = |part: &str, shape: Value| json!({ "name": format!("{name}.{part}"), "dtype": "F32", "shape": shape });
     let made = match rank {
         Some(rank) => vec![
             tensor("v.weight", json!([rank, shape[1]])),
@@ -151,10 +207,10 @@ type Edit<'a> = (&'a str, &'a dyn Fn(&mut Value));
 fn an_edited_plan_holds_together_or_is_refused() {
     let desk = Desk::with("llama");
     let plan = desk.plan();
-    let units = plan["units"].as_array().unwrap();
-    let at = units.iter().position(|unit| unit["storages"][0]["rank"].is_u64()).unwrap();
-    let site = units[at]["unit"].as_str().unwrap();
-    let rank = units[at]["storages"][0]["rank"].as_u64().unwrap();
+    let sites = plan["sites"].as_array().unwrap();
+    let at = sites.iter().position(|site| site["storage"]["rank"].is_u64()).unwrap();
+    let site = sites[at]["site"].as_str().unwrap();
+    let rank = sites[at]["storage"]["rank"].as_u64().unwrap();
 
     // Another rank with all that follows from it is a plan like any other.
     let mut smaller = plan.clone();
@@ -168,22 +224,22 @@ fn an_edited_plan_holds_together_or_is_refused() {
     fs::remove_file(file).unwrap();
 
     let edits: &[Edit<'_>] = &[
-        (site, &|p| p["units"][at]["storages"][0]["rank"] = json!(rank - 2)),
-        (site, &|p| p["units"][at]["bytes"] = json!(8)),
+        (site, &|p| p["sites"][at]["storage"]["rank"] = json!(rank - 2)),
+        (site, &|p| p["sites"][at]["bytes"] = json!(8)),
         (site, &|p| choose(p, at, Some(0))),
         // Factors of full rank are larger than the matrix: no method offers them.
         (site, &|p| choose(p, at, Some(32))),
         // A method without factors, and factors without a method.
         (site, &|p| choose(p, at, None)),
-        (site, &|p| p["units"][at]["method"] = Value::Null),
-        ("", &|p| p["methods"] = json!([])),
-        ("rank_multiple", &|p| p["rank_multiple"] = json!(0)),
-        ("", &|p| p["units"][at]["unit"] = json!("model.layers.0.mlp.no_proj")),
+        (site, &|p| p["sites"][at]["method"] = Value::Null),
+        ("", &|p| p["settings"]["methods"] = json!([])),
+        ("rank_multiple", &|p| p["settings"]["rank_multiple"] = json!(0)),
+        ("", &|p| p["sites"][at]["site"] = json!("model.layers.0.mlp.no_proj")),
         ("", &|p| p["weight_bytes"] = json!(1)),
         ("", &|p| p["model"]["weight_bytes"] = json!(1)),
-        ("", &|p| p["fold"] = json!(true)),
+        ("", &|p| p["settings"]["fold"] = json!(true)),
         ("extra", &|p| p["extra"] = json!(1)),
-        ("", &|p| drop(p["units"].as_array_mut().unwrap().pop())),
+        ("", &|p| drop(p["sites"].as_array_mut().unwrap().pop())),
         ("", &|p| drop(p["tensors"].as_array_mut().unwrap().pop())),
         ("", &|p| p["tensors"].as_array_mut().unwrap().swap(0, 1)),
         ("", &|p| p["tensors"][0]["dtype"] = json!("F16")),

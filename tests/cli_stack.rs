@@ -225,13 +225,14 @@ fn budgets_are_kept_and_used_up_to_a_block() {
         }
         last = prefix.len();
         let manifest = read_json(&out.join("bantam.json"));
-        assert_eq!(manifest["blocks"], last);
-        assert_eq!(manifest["budget"], budget);
+        let fit = &manifest["fit"];
+        assert_eq!(fit["levels"], last);
+        assert_eq!(fit["budget"], budget);
         assert_eq!(manifest["weight_bytes"], written);
         let plan = &read_json(&bench.stack.join("bantam.json"))["plan"];
-        assert_eq!(manifest["expected_loss"], plan["stack"]["expected_loss"][last - 1]);
-        assert_eq!(manifest["expected_loss"], report["expected_loss"]);
-        assert_eq!(manifest["stack"]["weight_bytes"], whole);
+        assert_eq!(fit["expected_loss"], plan["stack"]["losses"][last - 1]);
+        assert_eq!(fit["expected_loss"], report["expected_loss"]);
+        assert_eq!(fit["whole"]["weight_bytes"], whole);
     }
     assert_eq!(last, all.len());
 }

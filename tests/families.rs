@@ -15,9 +15,9 @@ mod numbers;
 
 use std::path::Path;
 
-use bantam::arch::SourceModel;
-use bantam::measure::{Backward, Draw, Keep, PassKind, Place, Windows};
-use bantam::model::{BlockContext, Decoder, Session, Unobserved};
+use bantam::arch::Model;
+use bantam::measure::{Backward, Compute, Draw, Measured, Spill, Windows};
+use bantam::model::{Decoder, Positions, Session, Unobserved};
 use bantam::progress::Silent;
 use candle_core::{Device, Tensor, safetensors};
 use numbers::{ON_GPU, device};
@@ -40,7 +40,7 @@ fn difference(folder: &Path) -> f32 {
     let batch = ids.dim(0).unwrap();
     let ids: Vec<i64> = ids.flatten_all().unwrap().to_vec1().unwrap();
     let ids: Vec<u32> = ids.into_iter().map(|id| u32::try_from(id).unwrap()).collect();
-    let model = SourceModel::open(folder).unwrap();
+    let model = Model::open(folder).unwrap();
     let ours = flat(&Decoder::new(&model, &device()).logits(&ids, batch).unwrap());
     let theirs = flat(&golden["logits"]);
     assert_eq!(ours.len(), theirs.len());
@@ -71,18 +71,18 @@ fn logits_equal_those_of_transformers() {
     assert!(failures.is_empty(), "{failures:#?}");
 }
 
-fn place(model: &SourceModel, length: usize) -> Place {
-    Place::on(&device(), u64::MAX, model, length, PassKind::default()).unwrap()
+fn place(model: &Model, length: usize) -> Compute {
+    Compute::on(&device(), u64::MAX, model, length, &Measured::default()).unwrap()
 }
 
 /// The summed loss of next tokens where `x` is the stream before the first block.
 fn loss(decoder: &Decoder<'_>, ids: &[u32], x: &Tensor) -> f64 {
     let (cos, sin) = decoder.rope(0, ids.len()).unwrap();
-    let context = BlockContext { batch: 1, length: ids.len(), first: 0, cos: &cos, sin: &sin };
+    let context = Positions { batch: 1, length: ids.len(), first: 0, cos: &cos, sin: &sin };
     let through = |x: Tensor, layer| {
         decoder.block(layer).unwrap().forward(&x, &context, None, &mut Unobserved).unwrap()
     };
-    let y = (0..decoder.model().spec.layers.len()).fold(x.clone(), through);
+    let y = (0..decoder.model().spec().layers.len()).fold(x.clone(), through);
     let predicting = y.narrow(0, 0, ids.len() - 1).unwrap();
     let targets = Tensor::new(&ids[1..], &device()).unwrap();
     let losses = decoder.head().unwrap().losses(&predicting, &targets).unwrap();
@@ -105,12 +105,12 @@ fn gradients_are_the_slopes_of_the_loss() {
         "gemma2-uncapped",
     ] {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/golden");
-        let model = SourceModel::open(&root.join(case)).unwrap();
+        let model = Model::open(&root.join(case)).unwrap();
         let ids: Vec<u32> = (0..23).map(|i| i * i * 7 % 80).collect();
         let windows = Windows::cut(&ids, ids.len(), None, Draw::FromStart).unwrap();
-        let keep = Keep { memory: u64::MAX, folder: "/nonexistent".into() };
+        let keep = Spill { memory: u64::MAX, folder: "/nonexistent".into() };
         let mut pass =
-            Backward::new(&model, &windows, &place(&model, ids.len()), &keep, &Silent).unwrap();
+            Backward::forward(&model, &windows, &place(&model, ids.len()), &keep, &Silent).unwrap();
         while pass.next_layer().is_some() {
             pass.retreat_unobserved(&Silent).unwrap();
         }
@@ -135,7 +135,7 @@ fn decoding_with_a_cache_is_the_same_model() {
     for case in ["starcoder2-sliding", "gpt-bigcode", "gpt-neox", "phi3-partial-sliding", "gemma2"]
     {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/golden");
-        let model = SourceModel::open(&root.join(case)).unwrap();
+        let model = Model::open(&root.join(case)).unwrap();
         let ids: Vec<u32> = (0..23).map(|i| i * i * 7 % 80).collect();
         let whole = Decoder::new(&model, &device()).logits(&ids, 1).unwrap();
         let mut session = Session::new(&model, &device()).unwrap();

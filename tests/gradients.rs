@@ -10,38 +10,42 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
-use bantam::arch::{Port, Site, SourceModel};
+use bantam::arch::{Model, Port, Site};
 use bantam::error::Result;
 use bantam::eval::perplexity;
 use bantam::measure::{
-    Backward, Draw, GradientMoments, Importance, Keep, LayerMoments, Place, Scored, Stream, Windows,
+    Backward, Compute, Draw, GradientMoments, Importance, LayerStats, Scored, Spill, Stream,
+    Wanted, Windows,
 };
-use bantam::model::{BlockContext, Decoder, GradientSink, GradientSinks, Half, Observer};
+use bantam::model::{Decoder, GradientSink, GradientSinks, Half, Observer, Positions};
 use bantam::progress::Silent;
 use candle_core::{DType, Device, Tensor, Var};
 use numbers::*;
 
 const DEVICE: Device = Device::Cpu;
 
-fn golden(name: &str) -> SourceModel {
+/// All statistics of a layer.
+const EVERYTHING: Wanted = Wanted { moments: true, shares: true };
+
+fn golden(name: &str) -> Model {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/golden");
-    SourceModel::open(&root.join(name)).unwrap()
+    Model::open(&root.join(name)).unwrap()
 }
 
 /// Windows of random tokens.
-fn windows(model: &SourceModel, count: usize, length: usize) -> Windows {
+fn windows(model: &Model, count: usize, length: usize) -> Windows {
     let mut random = Random(21);
-    let vocab = model.spec.vocab as u64;
+    let vocab = model.spec().vocab as u64;
     let tokens: Vec<u32> = (0..count * length).map(|_| (random.next() % vocab) as u32).collect();
     Windows::cut(&tokens, length, None, Draw::FromStart).unwrap()
 }
 
-fn in_memory() -> Keep {
-    Keep { memory: u64::MAX, folder: "/nonexistent".into() }
+fn in_memory() -> Spill {
+    Spill { memory: u64::MAX, folder: "/nonexistent".into() }
 }
 
-fn backward<'a>(model: &'a SourceModel, windows: &Windows, keep: &Keep) -> Backward<'a> {
-    Backward::new(model, windows, &Place::cpu(), keep, &Silent).unwrap()
+fn backward<'a>(model: &'a Model, windows: &Windows, keep: &Spill) -> Backward<'a> {
+    Backward::forward(model, windows, &Compute::cpu(), keep, &Silent).unwrap()
 }
 
 /// Moments of every layer, last first, and the gradients at the head's input and at every block's,
@@ -123,8 +127,8 @@ impl Observer for Everywhere {
 }
 
 /// The residual stream before block `first` of `windows`, as one chunk.
-fn stream_before(model: &SourceModel, windows: &Windows, first: usize) -> Tensor {
-    let mut stream = Stream::new(model, windows, &Place::cpu()).unwrap();
+fn stream_before(model: &Model, windows: &Windows, first: usize) -> Tensor {
+    let mut stream = Stream::new(model, windows, &Compute::cpu()).unwrap();
     for _ in 0..first {
         stream.advance_unobserved(&Silent).unwrap();
     }
@@ -133,7 +137,7 @@ fn stream_before(model: &SourceModel, windows: &Windows, first: usize) -> Tensor
 
 /// The losses of all scored positions, computed in one graph from the stream before block `first`.
 fn losses_from(
-    model: &SourceModel,
+    model: &Model,
     windows: &Windows,
     first: usize,
     x: &Tensor,
@@ -142,9 +146,9 @@ fn losses_from(
     let decoder = Decoder::new(model, &DEVICE);
     let (length, batch) = (windows.length(), windows.count());
     let (cos, sin) = decoder.rope(0, length).unwrap();
-    let context = BlockContext { batch, length, first: 0, cos: &cos, sin: &sin };
+    let context = Positions { batch, length, first: 0, cos: &cos, sin: &sin };
     let mut x = x.clone();
-    for layer in first..model.spec.layers.len() {
+    for layer in first..model.spec().layers.len() {
         x = decoder.block(layer).unwrap().forward(&x, &context, None, observer).unwrap();
     }
     let head = decoder.head().unwrap();
@@ -194,7 +198,7 @@ fn gradients_are_those_of_the_whole_model_at_once() {
         for (count, length) in SHAPES {
             let windows = windows(&model, count, length);
             let (_, gradients) = all_the_way(backward(&model, &windows, &in_memory()));
-            let layers = model.spec.layers.len();
+            let layers = model.spec().layers.len();
             for (place, found) in (0..=layers).rev().zip(&gradients) {
                 let x = Var::from_tensor(&stream_before(&model, &windows, place)).unwrap();
                 let mut observer = Everywhere::default();
@@ -277,9 +281,9 @@ fn the_gain_of_a_weight_is_pulled_by_all_tokens_of_a_window_together() {
         let losses = losses_from(&model, &windows, 0, &x, &mut seen);
         losses.sum_all().unwrap().backward().unwrap();
         assert!(found.keys().eq(seen.outputs.keys()), "{name}: other sites");
-        for site in model.sites.iter().filter(|site| found.contains_key(site.name.as_str())) {
+        for site in model.sites().iter().filter(|site| found.contains_key(site.name.as_str())) {
             let gradient = &seen.outputs[&site.name].0.lock().unwrap()[0];
-            let bias = bantam::model::bias(&model.checkpoint, site, &DEVICE).unwrap();
+            let bias = bantam::model::bias(model.checkpoint(), site, &DEVICE).unwrap();
             let (y, tokens) = (&seen.written[&site.name], seen.tokens.get(&site.name));
             let windows = pulls(gradient, y, bias.as_ref(), tokens, 17);
             let exact: f64 = windows.values().map(|(sum, _)| sum * sum).sum();
@@ -292,7 +296,7 @@ fn the_gain_of_a_weight_is_pulled_by_all_tokens_of_a_window_together() {
 }
 
 /// The summed loss in f64.
-fn loss(model: &SourceModel, windows: &Windows, x: &Tensor) -> f64 {
+fn loss(model: &Model, windows: &Windows, x: &Tensor) -> f64 {
     let losses = losses_from(model, windows, 0, x, &mut bantam::model::Unobserved);
     losses.to_vec1::<f32>().unwrap().into_iter().map(f64::from).sum()
 }
@@ -310,7 +314,7 @@ fn gradients_are_the_slopes_of_the_loss() {
         // The steepest way, and ways of which a third of the rows is part.
         let mut ways = vec![gradient.clone()];
         for part in 0..3 {
-            let width = model.spec.hidden;
+            let width = model.spec().hidden;
             let mixed = gradient.iter().enumerate().map(|(i, g)| match i / width % 3 == part {
                 true => g * (1.0 + random.uniform()),
                 false => 0.0,
@@ -337,7 +341,7 @@ fn gradients_are_the_slopes_of_the_loss() {
 }
 
 /// The moments and gradients of 100 windows, four chunks.
-fn long_run(model: &SourceModel, keep: &Keep) -> (Vec<GradientMoments>, Vec<Vec<u32>>) {
+fn long_run(model: &Model, keep: &Spill) -> (Vec<GradientMoments>, Vec<Vec<u32>>) {
     let (moments, gradients) = all_the_way(backward(model, &windows(model, 100, 32), keep));
     let bits = |v: Vec<f32>| v.into_iter().map(f32::to_bits).collect();
     (moments, gradients.into_iter().map(bits).collect())
@@ -354,7 +358,7 @@ fn bits_do_not_depend_on_threads_or_on_where_activations_are_kept() {
         }
         let folder = tempfile::tempdir().unwrap();
         for memory in [0, 150_000, 500_000] {
-            let keep = Keep { memory, folder: folder.path().to_owned() };
+            let keep = Spill { memory, folder: folder.path().to_owned() };
             assert!(long_run(&model, &keep) == expected, "{name}: {memory} bytes in memory");
             assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "a file is left");
         }
@@ -367,29 +371,29 @@ fn the_way_back_shows_an_observer_what_the_way_there_does() {
     let windows = windows(&model, 100, 32);
     let (expected, _) = all_the_way(backward(&model, &windows, &in_memory()));
     let mut pass = backward(&model, &windows, &in_memory());
-    let mut stream = Stream::new(&model, &windows, &Place::cpu()).unwrap();
+    let mut stream = Stream::new(&model, &windows, &Compute::cpu()).unwrap();
     let mut there = Vec::new();
-    let layers = model.spec.layers.len();
+    let layers = model.spec().layers.len();
     for layer in 0..layers {
         let sites: Vec<&Site> = model.layer_sites(layer).collect();
-        let mut moments = LayerMoments::for_sites(&sites, &DEVICE).unwrap();
+        let mut moments = LayerStats::new(&sites, EVERYTHING, &DEVICE).unwrap();
         stream.advance(&mut moments, &Silent).unwrap();
-        there.push(moments.into_stats(&sites, None).unwrap());
+        there.push(moments.finish(&sites, None).unwrap());
     }
     for (expected, layer) in expected.iter().zip((0..layers).rev()) {
         assert_eq!(pass.next_layer(), Some(layer));
         let sites: Vec<&Site> = model.layer_sites(layer).collect();
-        let mut moments = LayerMoments::for_sites(&sites, &DEVICE).unwrap();
+        let mut moments = LayerStats::new(&sites, EVERYTHING, &DEVICE).unwrap();
         let gradients = pass.retreat(&mut moments, &Silent).unwrap();
         assert!(gradients == *expected, "block {layer}: an observer changes the gradients");
-        let back = moments.into_stats(&sites, None).unwrap();
+        let back = moments.finish(&sites, None).unwrap();
         assert!(there[layer].keys().eq(back.keys()));
         // What the experts add together is shared out by the tokens that each was sent.
         let per_token: Vec<f64> = sites
             .iter()
             .filter(|site| matches!(site.port, Port::ExpertIn(_)) && back.contains_key(&site.name))
             .map(|site| match back[&site.name].importance {
-                Importance::Share(share) => {
+                Importance::Energy(share) => {
                     share / gradients.get(&site.name).unwrap().tokens as f64
                 }
                 Importance::Gradients { .. } => panic!("no gradients were given"),
@@ -399,7 +403,7 @@ fn the_way_back_shows_an_observer_what_the_way_there_does() {
         assert!(per_token.iter().all(|share| (share / per_token[0] - 1.0).abs() < 1e-12));
         for (name, back) in &back {
             let there = &there[layer][name];
-            let (Importance::Share(one), Importance::Share(other)) =
+            let (Importance::Energy(one), Importance::Energy(other)) =
                 (&there.importance, &back.importance)
             else {
                 panic!("{name}: no gradients were taken");
@@ -421,14 +425,15 @@ fn an_expert_counts_the_same_whoever_else_is_measured() {
     let windows = windows(&model, 3, 17);
     let shares = |wanted: fn(&Site) -> bool| -> BTreeMap<String, u64> {
         let sites: Vec<&Site> = model.layer_sites(0).filter(|site| wanted(site)).collect();
-        let mut moments = LayerMoments::squares_only(&sites, &DEVICE).unwrap();
-        let mut stream = Stream::new(&model, &windows, &Place::cpu()).unwrap();
+        let mut moments =
+            LayerStats::new(&sites, Wanted { moments: false, ..EVERYTHING }, &DEVICE).unwrap();
+        let mut stream = Stream::new(&model, &windows, &Compute::cpu()).unwrap();
         stream.advance(&mut moments, &Silent).unwrap();
         let share = |importance: &Importance| match importance {
-            Importance::Share(share) => share.to_bits(),
+            Importance::Energy(share) => share.to_bits(),
             Importance::Gradients { .. } => panic!("no gradients were given"),
         };
-        let stats = moments.into_stats(&sites, None).unwrap();
+        let stats = moments.finish(&sites, None).unwrap();
         stats.iter().map(|(name, stats)| (name.clone(), share(&stats.importance))).collect()
     };
     let (all, some) = (shares(|_| true), shares(|site| matches!(site.port, Port::ExpertHidden(1))));
@@ -476,7 +481,7 @@ fn the_loss_is_that_of_eval() {
     for (name, count, length) in [("llama", 100, 32), ("qwen3-moe", 3, 17), ("mistral", 1, 2)] {
         let model = golden(name);
         let windows = windows(&model, count, length);
-        let expected = perplexity(&model, &windows, &Place::cpu(), &Silent).unwrap().nll;
+        let expected = perplexity(&model, &windows, &Compute::cpu(), &Silent).unwrap().nll;
         let found = backward(&model, &windows, &in_memory()).loss();
         assert_eq!(found.to_bits(), expected.to_bits(), "{name}: {found}, eval {expected}");
     }
@@ -492,7 +497,7 @@ fn the_gradient_at_a_hidden_activation_is_shown() {
         let mut pass = backward(&model, &windows, &in_memory());
         let mut observer = Everywhere::default();
         pass.retreat(&mut observer, &Silent).unwrap();
-        let layer = model.spec.layers.len() - 1;
+        let layer = model.spec().layers.len() - 1;
         let x = stream_before(&model, &windows, layer);
         let mut outputs = Outputs::default();
         losses_from(&model, &windows, layer, &x, &mut outputs);

@@ -5,31 +5,37 @@
 use std::path::Path;
 use std::time::Instant;
 
-use bantam::arch::{Site, SourceModel, Storage, Unit};
+use bantam::arch::{Model, Piece, Site, Storage};
 use bantam::error::Result;
-use bantam::measure::{Draw, LayerMoments, PassKind, Place, Windows};
-use bantam::model::{Block, BlockContext, Decoder, Observer, Unobserved};
+use bantam::measure::{Compute, Draw, LayerStats, Measured, Wanted, Windows};
+use bantam::model::{Block, Decoder, Observer, Positions, Unobserved};
 use bantam::ops;
-use bantam::passes::{Lord, Pass, PassOptions, UnitStats, Weights, break_even};
-use bantam::plan::{Offer, largest_decomposition};
+use bantam::passes::{Lord, Pass, Weights};
+use bantam::settings::{Rule, Settings};
 use candle_core::{Device, Tensor};
 
 use crate::bench::Bench;
 use crate::report::Figure;
 
-/// What a pass without gradients takes.
-pub(crate) fn kind(model: &SourceModel) -> PassKind {
-    PassKind { gradients: false, moments: true, decomposition: largest_decomposition(model) }
+/// A pass at any rank, as published.
+pub(crate) fn lord() -> Lord {
+    Lord::new(&Settings { rank_multiple: 1, paper: true, ..Settings::new(Rule::keep(0.5)) })
+}
+
+/// What a run of it without gradients takes.
+pub(crate) fn measured(model: &Model) -> Measured<'_> {
+    let taken: Vec<&Site> = model.sites().iter().filter(|site| lord().takes(site)).collect();
+    Measured { gradients: false, moments: taken.clone(), analysed: taken }
 }
 
 /// Runs from reading to factors, of which the best counts; the first also loads the libraries.
 const RUNS: usize = 2;
 
 pub(crate) fn measure(bench: &mut Bench, folder: &Path) -> Result<()> {
-    let model = SourceModel::open(folder)?;
+    let model = Model::open(folder)?;
     let windows = random_windows(bench, &model)?;
     let memory = ops::free_memory(&bench.device)?.unwrap_or(u64::MAX);
-    let place = Place::on(&bench.device, memory, &model, windows.length(), kind(&model))?;
+    let place = Compute::on(&bench.device, memory, &model, windows.length(), &measured(&model))?;
     let layer = Layer::new(&model, &windows, &place)?;
 
     let plain = {
@@ -57,8 +63,8 @@ pub(crate) fn measure(bench: &mut Bench, folder: &Path) -> Result<()> {
 }
 
 /// Windows of tokens drawn uniformly from the vocabulary, as many as the sizes say.
-pub(crate) fn random_windows(bench: &Bench, model: &SourceModel) -> Result<Windows> {
-    let length = bench.sizes.window.min(model.spec.max_positions);
+pub(crate) fn random_windows(bench: &Bench, model: &Model) -> Result<Windows> {
+    let length = bench.sizes.window.min(model.spec().max_positions);
     let mut state = 1_u64;
     let ids: Vec<u32> = (0..bench.sizes.tokens)
         .map(|_| {
@@ -66,7 +72,7 @@ pub(crate) fn random_windows(bench: &Bench, model: &SourceModel) -> Result<Windo
             state = state
                 .wrapping_mul(6_364_136_223_846_793_005)
                 .wrapping_add(1_442_695_040_888_963_407);
-            ((state >> 33) % model.spec.vocab as u64) as u32
+            ((state >> 33) % model.spec().vocab as u64) as u32
         })
         .collect();
     Windows::cut(&ids, length, None, Draw::FromStart)
@@ -74,7 +80,7 @@ pub(crate) fn random_windows(bench: &Bench, model: &SourceModel) -> Result<Windo
 
 /// The first block of a model and the chunks of tokens that go through it.
 struct Layer<'a> {
-    model: &'a SourceModel,
+    model: &'a Model,
     decoder: Decoder<'a>,
     chunks: Vec<Tensor>,
     rope: (Tensor, Tensor),
@@ -100,7 +106,7 @@ impl Steps {
 }
 
 impl<'a> Layer<'a> {
-    fn new(model: &'a SourceModel, windows: &Windows, place: &Place) -> Result<Self> {
+    fn new(model: &'a Model, windows: &Windows, place: &Compute) -> Result<Self> {
         let decoder = Decoder::new(model, place.device());
         let length = windows.length();
         let chunks = windows.ids().chunks(place.chunk_tokens(length));
@@ -125,8 +131,9 @@ impl<'a> Layer<'a> {
         self.decoder.block(0)
     }
 
-    fn moments(&self) -> Result<LayerMoments> {
-        LayerMoments::for_sites(&self.sites(), self.device())
+    fn moments(&self) -> Result<LayerStats> {
+        let wanted = Wanted { moments: true, shares: true };
+        LayerStats::new(&self.sites(), wanted, self.device())
     }
 
     /// All chunks through `block`.
@@ -134,7 +141,7 @@ impl<'a> Layer<'a> {
         let (length, (cos, sin)) = (self.length, &self.rope);
         for x in &self.chunks {
             let batch = x.dim(0)? / length;
-            let context = BlockContext { batch, length, first: 0, cos, sin };
+            let context = Positions { batch, length, first: 0, cos, sin };
             block.forward(x, &context, None, observer)?;
         }
         Ok(())
@@ -142,33 +149,26 @@ impl<'a> Layer<'a> {
 
     /// From reading to factors of at most `rank`.
     fn lord(&self, rank: usize) -> Result<Steps> {
-        let pass =
-            Lord::new(PassOptions { rank_multiple: 1, paper: true, ..PassOptions::default() });
-        let weights = Weights::new(&self.model.checkpoint, self.device());
+        let pass = lord();
+        let weights = Weights::new(self.model.checkpoint(), self.device());
         let (read, block) = self.timed(|| self.read())?;
         let (forward, stats) = self.timed(|| {
             let mut moments = self.moments()?;
             self.forward(&block, &mut moments)?;
-            moments.into_stats(&self.sites(), None)
+            moments.finish(&self.sites(), None)
         })?;
         drop(block);
         let (mut analyse, mut apply) = (Vec::new(), 0.0);
-        for unit in self.units(&pass, &stats) {
-            let site = &unit.sites[0];
-            let (seconds, analysis) = self.timed(|| pass.analyse(&unit, &weights, &stats))?;
+        for site in self.sites().into_iter().filter(|site| pass.takes(site)) {
+            let Some(stats) = stats.get(&site.name) else { continue };
+            let (seconds, analysis) = self.timed(|| pass.analyse(site, &weights, Some(stats)))?;
             analyse.push((site.role.as_str(), seconds));
-            let rank = rank.min(break_even(site.out_features, site.in_features));
-            let storages = vec![Storage::LowRank { rank }];
-            let chosen = Offer { bytes: 0, expected_loss: 0.0, storages };
-            let (seconds, _) = self.timed(|| pass.apply(&unit, &weights, &analysis, &chosen))?;
+            let chosen = Storage::LowRank { rank: rank.min(site.break_even()) };
+            let (seconds, _) =
+                self.timed(|| pass.make(site, &weights, &analysis, chosen, Piece::V))?;
             apply += seconds;
         }
         Ok(Steps { read, forward, analyse, apply })
-    }
-
-    fn units(&self, pass: &Lord, stats: &UnitStats) -> Vec<Unit> {
-        let units = self.sites().into_iter().map(|site| Unit { sites: vec![site.clone()] });
-        units.filter(|unit| pass.takes(unit) && stats.contains_key(unit.name())).collect()
     }
 
     /// What `work` makes, once the device is done with it, and the seconds that took.
@@ -181,8 +181,8 @@ impl<'a> Layer<'a> {
 }
 
 fn report_forward(bench: &mut Bench, layer: &Layer<'_>, plain: f64, observed: f64) {
-    let (tokens, spec) = (layer.tokens() as f64, &layer.model.spec.attention);
-    let weights: usize = layer.sites().iter().map(|site| site.parameters(&Storage::Dense)).sum();
+    let (tokens, spec) = (layer.tokens() as f64, &layer.model.spec().attention);
+    let weights: usize = layer.sites().iter().map(|site| site.parameters(Storage::Dense)).sum();
     // Score and weighted sum of every query with the keys up to it.
     let attention = 2.0 * (spec.heads * spec.head_dim) as f64 * (layer.length as f64 + 1.0);
     let operations = tokens * (2.0 * weights as f64 + attention);

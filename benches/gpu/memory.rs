@@ -7,29 +7,30 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use bantam::arch::{SourceModel, Unit};
+use bantam::arch::Model;
 use bantam::error::Result;
-use bantam::measure::{LayerMoments, Place, Stream, device_needs};
+use bantam::measure::{Compute, Footprint, LayerStats, Stream, Wanted};
 use bantam::ops;
-use bantam::passes::{Lord, Pass, PassOptions, Weights};
+use bantam::passes::{Pass, Weights};
 use bantam::progress::Silent;
 use candle_core::Device;
 
 use crate::bench::Bench;
-use crate::block::{kind, random_windows};
+use crate::block::{lord, measured, random_windows};
 use crate::report::Figure;
 
 /// Between two looks.
 const PAUSE: Duration = Duration::from_micros(500);
 
 pub(crate) fn measure(bench: &mut Bench, folder: &Path) -> Result<()> {
-    let model = SourceModel::open(folder)?;
+    let model = Model::open(folder)?;
     let windows = random_windows(bench, &model)?;
     let length = windows.length();
-    let kind = kind(&model);
-    let chunk = Place::on(&bench.device, u64::MAX, &model, length, kind)?.chunk_tokens(length);
-    let forecast = device_needs(&model, chunk, kind).peak;
-    let place = Place::on(&bench.device, forecast, &model, length, kind)?;
+    let taken = measured(&model);
+    let on = |memory| Compute::on(&bench.device, memory, &model, length, &taken);
+    let chunk = on(u64::MAX)?.chunk_tokens(length);
+    let forecast = Footprint::on_gpu(&model, chunk, &taken).peak;
+    let place = on(forecast)?;
 
     let system = ops::cuda_system();
     let all = system.devices.first().map_or(0, |gpu| gpu.memory);
@@ -37,18 +38,16 @@ pub(crate) fn measure(bench: &mut Bench, folder: &Path) -> Result<()> {
     let sites: Vec<_> = model.layer_sites(0).collect();
     let (measuring, stats) = watched(&bench.device, || {
         let mut stream = Stream::new(&model, &windows, &place)?;
-        let mut moments = LayerMoments::for_sites(&sites, place.device())?;
+        let wanted = Wanted { moments: true, shares: true };
+        let mut moments = LayerStats::new(&sites, wanted, place.device())?;
         stream.advance(&mut moments, &Silent)?;
-        moments.into_stats(&sites, None)
+        moments.finish(&sites, None)
     })?;
     let (analysing, ()) = watched(&bench.device, || {
-        let pass =
-            Lord::new(PassOptions { rank_multiple: 1, paper: true, ..PassOptions::default() });
-        let weights = Weights::new(&model.checkpoint, place.device());
-        for site in &sites {
-            let unit = Unit { sites: vec![(*site).clone()] };
-            if pass.takes(&unit) && stats.contains_key(&site.name) {
-                pass.analyse(&unit, &weights, &stats)?;
+        let (pass, weights) = (lord(), Weights::new(model.checkpoint(), place.device()));
+        for site in sites.iter().filter(|site| pass.takes(site)) {
+            if let Some(stats) = stats.get(&site.name) {
+                pass.analyse(site, &weights, Some(stats))?;
             }
         }
         Ok(())

@@ -3,7 +3,8 @@
 use bantam::error::Result;
 use bantam::linalg::{self, Truncation};
 use bantam::ops;
-use bantam::passes::{Levels, StackOptions};
+use bantam::passes::Levels;
+use bantam::settings::StackSettings;
 use candle_core::{DType, Tensor};
 
 use crate::bench::Bench;
@@ -23,7 +24,7 @@ pub(crate) fn measure(bench: &mut Bench) -> Result<()> {
     steps(bench, m, n)?;
     token(bench, m, n)?;
     let w = bench.random((m, n))?;
-    let options = StackOptions { levels: MADE, rank: RANK, exact: false };
+    let options = StackSettings { levels: MADE, rank: RANK, ..StackSettings::default() };
     let operations = (MADE * 10 * 2 * m * n * Truncation::to(RANK).width()) as f64;
     let note = format!("[{m}, {n}], {MADE} levels of rank {RANK}");
     bench.time("stack_decomposition", operations, &note, |_| {
@@ -48,8 +49,8 @@ fn steps(bench: &mut Bench, m: usize, n: usize) -> Result<()> {
         Ok((bench.random(shape)? * 1e-3)?.to_dtype(DType::F16)?)
     };
     let (u, v) = (factor((1, m, RANK))?, factor((1, RANK, n))?);
-    bench.bytes("residual", 8.0 * values + 2.0 * signs, note, |_| {
-        ops::residual(&r, &sign, &u, &v, Some(&omega))
+    bench.bytes("take_level", 8.0 * values + 2.0 * signs, note, |_| {
+        ops::take_level(&r, &sign, &u, &v, Some(&omega))
     })
 }
 

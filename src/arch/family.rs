@@ -7,7 +7,6 @@
 
 use super::names::{ConfigKeys, GPT_KEYS, LLAMA_KEYS, Names};
 use super::names::{GEMMA2_NAMES, GPT_BIGCODE_NAMES, GPT_NEOX_NAMES, LLAMA_NAMES, PHI3_NAMES};
-use super::spec::Activation;
 use crate::ops::Gelu;
 
 /// One family of models: a row of [`FAMILIES`].
@@ -140,6 +139,27 @@ pub enum MlpKind {
     Gated,
     /// `down(act(up x))`.
     Plain,
+}
+
+/// The nonlinearity of an MLP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activation {
+    /// `x · sigmoid(x)`.
+    Silu,
+    /// `x · Φ(x)`, in one of its forms.
+    Gelu(Gelu),
+}
+
+impl Activation {
+    /// The activation of this name in transformers.
+    pub(super) fn named(name: &str) -> Option<Self> {
+        match name {
+            "silu" | "swish" => Some(Self::Silu),
+            "gelu" => Some(Self::Gelu(Gelu::Erf)),
+            "gelu_new" | "gelu_pytorch_tanh" => Some(Self::Gelu(Gelu::Tanh)),
+            _ => None,
+        }
+    }
 }
 
 const LLAMA: Family = Family {
@@ -305,3 +325,25 @@ pub const FAMILIES: &[Family] = &[
         ..QWEN3
     },
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The two forms differ by less than the tolerance of the golden logits: names decide.
+    #[test]
+    fn activations_have_the_names_of_transformers() {
+        for (name, form) in
+            [("gelu", Gelu::Erf), ("gelu_new", Gelu::Tanh), ("gelu_pytorch_tanh", Gelu::Tanh)]
+        {
+            assert_eq!(Activation::named(name), Some(Activation::Gelu(form)));
+        }
+        assert_eq!(Activation::named("swish"), Activation::named("silu"));
+        assert_eq!(Activation::named("gelu_fast"), None);
+        let default = |family: &str| {
+            FAMILIES.iter().find(|f| f.model_type == family).map(|f| f.default_activation)
+        };
+        assert_eq!(default("gpt_neox"), Activation::named("gelu"));
+        assert_eq!(default("gpt_bigcode"), Activation::named("gelu_pytorch_tanh"));
+    }
+}

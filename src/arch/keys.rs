@@ -42,7 +42,7 @@ impl<'a> Keys<'a> {
     }
 
     pub(super) fn number(&self, key: &str) -> Result<Option<f64>> {
-        Ok(self.config.f64(&self.path(key))?)
+        self.config.f64(&self.path(key))
     }
 
     pub(super) fn positive(&self, key: &str) -> Result<f64> {
@@ -58,11 +58,11 @@ impl<'a> Keys<'a> {
     }
 
     pub(super) fn boolean(&self, key: &str) -> Result<Option<bool>> {
-        Ok(self.config.bool(&self.path(key))?)
+        self.config.bool(&self.path(key))
     }
 
     pub(super) fn text(&self, key: &str) -> Result<Option<&'a str>> {
-        Ok(self.config.str(&self.path(key))?)
+        self.config.str(&self.path(key))
     }
 
     pub(super) fn texts(&self, key: &str) -> Result<Option<Vec<&'a str>>> {
@@ -129,11 +129,6 @@ impl<'a> Keys<'a> {
     }
 
     pub(super) fn wrong(&self, key: &str, expected: &str, found: &str) -> Error {
-        Error::Config {
-            file: self.config.file().to_owned(),
-            key: self.path(key),
-            expected: expected.to_owned(),
-            found: found.to_owned(),
-        }
+        Error::config(self.config.file(), &self.path(key), expected, found)
     }
 }

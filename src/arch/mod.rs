@@ -1,50 +1,60 @@
 //! Model families as data: from `config.json` and tensor names to a [`ModelSpec`] and its [`Site`]s.
 //!
-//! Nothing here reads a weight or does arithmetic on one. [`SourceModel::open`] reads headers and
+//! Nothing here reads a weight or does arithmetic on one. [`Model::open`] reads headers and
 //! `config.json` only, checks that every tensor the decoder will ask for is there with the right
 //! shape, and hands out the linears as *sites*, the places a compressor may change.
+//!
+//! ```
+//! use bantam::arch::{Model, Role};
+//!
+//! let model = Model::open("tests/fixtures/pycode-llama".as_ref())?;
+//! assert_eq!(model.spec().layers.len(), 6);
+//! let down = model.layer_sites(0).find(|site| site.role == Role::MlpDown);
+//! assert_eq!(down.map(|site| [site.out_features, site.in_features]), Some([256, 688]));
+//! # Ok::<(), bantam::Error>(())
+//! ```
 
+mod declaration;
 mod family;
+mod find;
 mod keys;
-mod layout;
 mod names;
 mod part;
+mod piece;
 mod rope;
 mod site;
 mod spec;
 mod stack;
 
-pub(crate) use layout::LAYOUT_VERSION;
-pub(crate) use stack::ORDER_KEY;
-
+pub(crate) use declaration::Declaration;
 pub use family::{
-    BiasRule, FAMILIES, Family, KvHeadsRule, MlpKind, NormKind, PositionRule, SlidingRule,
+    Activation, BiasRule, FAMILIES, Family, KvHeadsRule, MlpKind, NormKind, PositionRule,
+    SlidingRule,
 };
 pub use names::{ConfigKeys, FusedQkv, Names, RowOrder};
 pub use part::{Part, Rows};
+pub use piece::{LevelPart, Piece, Storage};
 pub use rope::{RopeScaling, RopeSpec};
-pub use site::{Port, Role, Site, Storage, Unit};
-pub use spec::{Activation, AttentionSpec, LayerSpec, MlpSpec, ModelSpec, NormSpec};
-pub use stack::{StackBlock, StackOrder};
+pub use site::{Port, Role, Site};
+pub use spec::{AttentionSpec, LayerSpec, MlpSpec, ModelSpec, NormSpec};
+pub use stack::{Level, StackOrder};
 
-use crate::checkpoint::{Checkpoint, TensorInfo, TensorSpec};
-use crate::error::{Error, Result};
+use std::collections::HashSet;
 use std::path::Path;
+
+use crate::checkpoint::{Checkpoint, Dtype, TensorInfo};
+use crate::error::{Error, Result};
 
 /// A checkpoint whose family is known and whose tensors were checked against it.
 #[derive(Debug)]
-pub struct SourceModel {
-    /// The files.
-    pub checkpoint: Checkpoint,
-    /// What the decoder needs to know.
-    pub spec: ModelSpec,
-    /// Every linear of every block, in layer order.
-    pub sites: Vec<Site>,
-    /// The blocks that are read, where it is a stack.
-    pub stack: Option<StackOrder>,
+pub struct Model {
+    checkpoint: Checkpoint,
+    spec: ModelSpec,
+    sites: Vec<Site>,
+    stack: Option<StackOrder>,
 }
 
-impl SourceModel {
+impl Model {
     /// Opens the checkpoint in `path`, reading headers and `config.json` only.
     ///
     /// # Errors
@@ -60,16 +70,43 @@ impl SourceModel {
     /// As [`open`](Self::open).
     pub fn from_checkpoint(checkpoint: Checkpoint) -> Result<Self> {
         let spec = ModelSpec::from_config(&checkpoint)?;
-        let sites = layout::sites(&checkpoint, &spec)?;
-        layout::check_remaining(&checkpoint, &spec)?;
-        let stack = StackOrder::read(&checkpoint, &sites)?;
+        let declaration = Declaration::read(&checkpoint)?;
+        let sites = find::sites(&checkpoint, &spec, &declaration)?;
+        find::check_remaining(&checkpoint, &spec)?;
+        let stack = StackOrder::declared(declaration.order.as_ref(), &checkpoint, &sites)?;
         Ok(Self { checkpoint, spec, sites, stack })
     }
 
-    /// The blocks of the stack.
+    /// The files.
+    pub fn checkpoint(&self) -> &Checkpoint {
+        &self.checkpoint
+    }
+
+    /// What the decoder needs to know.
+    pub fn spec(&self) -> &ModelSpec {
+        &self.spec
+    }
+
+    /// Every linear: those of the blocks in layer order, then embedding and head. A head that is the
+    /// embedding is no site of its own.
+    pub fn sites(&self) -> &[Site] {
+        &self.sites
+    }
+
+    /// The linears of one block.
+    pub fn layer_sites(&self, layer: usize) -> impl Iterator<Item = &Site> {
+        self.sites.iter().filter(move |site| site.layer == Some(layer))
+    }
+
+    /// The order of the levels that are read, where it is a stack.
+    pub fn stack(&self) -> Option<&StackOrder> {
+        self.stack.as_ref()
+    }
+
+    /// The same, of what has to be a stack.
     ///
     /// # Errors
-    /// [`Error::Usage`] where it is no stack.
+    /// [`Error::Usage`] where it is none.
     pub fn require_stack(&self) -> Result<&StackOrder> {
         self.stack.as_ref().ok_or_else(|| {
             Error::usage(
@@ -79,14 +116,14 @@ impl SourceModel {
         })
     }
 
-    /// The stack cut to `budget` bytes of weights: what is beyond is never read.
+    /// The prefix of a stack that fits `budget` bytes of weights: what is beyond is never read.
     ///
     /// # Errors
     /// [`Error::Usage`] where it is no stack; [`Error::BudgetTooSmall`].
-    pub fn within(mut self, budget: u64) -> Result<Self> {
-        let fixed = self.bytes_outside_blocks();
-        let order = self.require_stack()?.within(budget, fixed, &self.sites)?;
-        let found = order.levels(self.sites.len());
+    pub fn prefix(mut self, budget: u64) -> Result<Self> {
+        let fixed = self.bytes_outside_levels();
+        let order = self.require_stack()?.prefix_of_bytes(budget, fixed, &self.sites)?;
+        let found = order.counts(self.sites.len());
         for (site, found) in self.sites.iter_mut().zip(found) {
             if let Storage::Stack { levels, .. } = &mut site.storage {
                 *levels = found;
@@ -96,48 +133,61 @@ impl SourceModel {
         Ok(self)
     }
 
+    /// The same model where stacks, multiplied out, have the dtype of the embedding: they have none of
+    /// their own, and what is fused again has one.
+    ///
+    /// # Errors
+    /// Only for a model without an embedding, which is a bug.
+    pub(crate) fn with_dense_dtype(mut self) -> Result<Self> {
+        let dtype = self.embedding_dtype()?;
+        let module = |site: &Site| site.part.as_ref().map(|part| part.module.clone());
+        let stacks = self.sites.iter().filter(|site| site.storage.is_stack());
+        let modules: HashSet<String> = stacks.filter_map(module).collect();
+        for site in &mut self.sites {
+            let beside_stack = module(site).is_some_and(|module| modules.contains(&module));
+            if site.storage.is_stack() || beside_stack {
+                site.dtype = dtype;
+            }
+        }
+        Ok(self)
+    }
+
+    fn embedding_dtype(&self) -> Result<Dtype> {
+        let embedding = self.sites.iter().find(|site| site.role == Role::Embed);
+        let missing = || Error::Bug("a model without an embedding".into());
+        embedding.map(|site| site.dtype).ok_or_else(missing)
+    }
+
     /// Bytes of all tensors that are read: of a stack that was cut, those of its prefix.
     pub fn weight_bytes(&self) -> u64 {
-        let blocks = self.stack.as_ref().map_or(0, |order| order.bytes(&self.sites));
-        self.bytes_outside_blocks() + blocks
+        let levels = self.stack.as_ref().map_or(0, |order| order.bytes(&self.sites));
+        self.bytes_outside_levels() + levels
     }
 
     /// Bytes of the tensors that are in every prefix of a stack; of another model, of all.
-    pub fn bytes_outside_blocks(&self) -> u64 {
-        self.outside_blocks().iter().map(|tensor| tensor.bytes()).sum()
+    pub fn bytes_outside_levels(&self) -> u64 {
+        self.outside_levels().iter().map(|tensor| tensor.bytes()).sum()
     }
 
     /// The tensors that are in every prefix of a stack, in the order of the files.
-    pub fn outside_blocks(&self) -> Vec<&TensorInfo> {
-        let mut blocks = std::collections::HashSet::new();
-        for site in &self.sites {
-            let Storage::Stack { rank, .. } = site.storage else { continue };
+    pub fn outside_levels(&self) -> Vec<&TensorInfo> {
+        let mut levels = HashSet::new();
+        for site in self.sites.iter().filter(|site| site.storage.is_stack()) {
             // All that the file has, whether they are read or beyond the budget.
-            let levels = (0..).map(|level| site.level_tensors(rank, level));
-            let in_file = |tensors: &Vec<TensorSpec>| {
-                tensors.iter().any(|tensor| self.checkpoint.get(&tensor.name).is_some())
-            };
-            blocks.extend(levels.take_while(in_file).flatten().map(|tensor| tensor.name));
+            let names = |level| Piece::of_level(level).map(|piece| piece.name_in(&site.name));
+            let in_file =
+                |names: &[String; 3]| names.iter().any(|name| self.checkpoint.get(name).is_some());
+            levels.extend((0..).map(names).take_while(in_file).flatten());
         }
-        self.checkpoint.tensors().filter(|tensor| !blocks.contains(&tensor.name)).collect()
+        self.checkpoint.tensors().filter(|tensor| !levels.contains(&tensor.name)).collect()
     }
 
-    /// The sites of one layer.
-    pub fn layer_sites(&self, layer: usize) -> impl Iterator<Item = &Site> {
-        self.sites.iter().filter(move |site| site.layer == layer)
-    }
-
-    /// The smallest sets of sites that are decided together. For dense families: each linear alone.
-    pub fn units(&self) -> Vec<Unit> {
-        self.sites.iter().map(|site| Unit { sites: vec![site.clone()] }).collect()
-    }
-
-    /// Tensors that no site owns: embeddings, norms, routers, whatever else the file holds.
+    /// Tensors that no site owns: norms, routers, whatever else the file holds.
     pub fn passthrough(&self) -> Vec<&TensorInfo> {
-        let owned: std::collections::HashSet<String> =
-            self.sites.iter().flat_map(Site::stored_in).collect();
+        let stored = self.sites.iter().flat_map(Site::stored_in);
+        let owned: HashSet<String> = stored.map(|(_, name)| name).collect();
         // What a budget cut off belongs to its site all the same.
-        self.outside_blocks().into_iter().filter(|t| !owned.contains(&t.name)).collect()
+        self.outside_levels().into_iter().filter(|t| !owned.contains(&t.name)).collect()
     }
 
     /// Whether `tensor` is a buffer that nothing computes with, by its name: a mask holds infinities.
@@ -145,19 +195,5 @@ impl SourceModel {
         let family = self.spec.family;
         let within = tensor.strip_prefix(family.names.layer).and_then(|rest| rest.split_once('.'));
         within.is_some_and(|(_, name)| family.unread.contains(&name))
-    }
-
-    /// The error for a tensor whose shape contradicts `config.json`.
-    pub(crate) fn mismatch(
-        checkpoint: &Checkpoint,
-        info: &TensorInfo,
-        expected: &[usize],
-    ) -> Error {
-        Error::TensorMismatch {
-            tensor: info.name.clone(),
-            file: checkpoint.file_of(info).to_owned(),
-            expected: format!("shape {expected:?}"),
-            found: format!("shape {:?}", info.shape),
-        }
     }
 }

@@ -1,11 +1,12 @@
-//! Sites, their roles, and how each is stored: the words every pass, plan and reader shares.
+//! Sites, the places of linears in a model, and their roles.
 
-use serde::{Deserialize, Serialize};
 use std::fmt;
 
-use super::part::Part;
-use crate::checkpoint::TensorSpec;
 use safetensors::Dtype;
+use serde::{Deserialize, Serialize};
+
+use super::part::Part;
+use super::piece::{Piece, Storage};
 
 /// What a linear does in its block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -40,6 +41,12 @@ pub enum Role {
     /// Down projection of one expert.
     #[serde(rename = "expert.down")]
     ExpertDown,
+    /// The table of token embeddings, and the head where the two are one.
+    #[serde(rename = "embed")]
+    Embed,
+    /// The projection to the vocabulary.
+    #[serde(rename = "head")]
+    Head,
 }
 
 impl Role {
@@ -56,12 +63,19 @@ impl Role {
             Self::ExpertGate => "expert.gate",
             Self::ExpertUp => "expert.up",
             Self::ExpertDown => "expert.down",
+            Self::Embed => "embed",
+            Self::Head => "head",
         }
     }
 
     /// Whether the linear belongs to one expert of a mixture, which sees only the tokens routed to it.
     pub fn is_expert(self) -> bool {
         matches!(self, Self::ExpertGate | Self::ExpertUp | Self::ExpertDown)
+    }
+
+    /// Whether a row of the weight belongs to a token, and the linear to no block.
+    pub fn is_vocabulary(self) -> bool {
+        matches!(self, Self::Embed | Self::Head)
     }
 }
 
@@ -86,39 +100,39 @@ pub enum Port {
     ExpertIn(usize),
     /// One expert's gated activation.
     ExpertHidden(usize),
+    /// The ids of tokens, each a row of the embedding.
+    Ids,
+    /// The normed stream that the head reads.
+    HeadIn,
 }
 
 impl Port {
+    /// The port that a linear of this role reads; of the first expert, for an expert's.
+    pub fn of(role: Role) -> Self {
+        match role {
+            Role::AttnQ | Role::AttnK | Role::AttnV => Self::AttnIn,
+            Role::AttnO => Self::AttnOut,
+            Role::MlpGate | Role::MlpUp => Self::MlpIn,
+            Role::MlpDown => Self::MlpHidden,
+            Role::ExpertGate | Role::ExpertUp => Self::ExpertIn(0),
+            Role::ExpertDown => Self::ExpertHidden(0),
+            Role::Embed => Self::Ids,
+            Role::Head => Self::HeadIn,
+        }
+    }
+
     /// The expert whose port it is.
     pub fn expert(self) -> Option<usize> {
         match self {
             Self::ExpertIn(expert) | Self::ExpertHidden(expert) => Some(expert),
-            Self::AttnIn | Self::AttnOut | Self::MlpIn | Self::MlpHidden => None,
+            Self::AttnIn
+            | Self::AttnOut
+            | Self::MlpIn
+            | Self::MlpHidden
+            | Self::Ids
+            | Self::HeadIn => None,
         }
     }
-}
-
-/// How a site's weight is stored on disk. This is what offers choose between, what `config.json`
-/// declares under `"bantam"`, and what the decoder loads.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
-pub enum Storage {
-    /// `X.weight [out, in]`.
-    Dense,
-    /// `X.v.weight [rank, in]` and `X.u.weight [out, rank]`; `y = u (v x)`.
-    LowRank {
-        /// Rows of `v`, columns of `u`.
-        rank: usize,
-    },
-    /// A sum of residual blocks over scaled columns, `W = (Σ_i S_i ∘ u_i v_i) diag(1 / scale)`: per level
-    /// `X.<i>.sign` u8 `[out, ⌈in/8⌉]`, `X.<i>.u` `[out, rank]` and `X.<i>.v` `[rank, in]` f16, and once
-    /// `X.scale` `[in]` f32.
-    Stack {
-        /// Rows of every `v`, columns of every `u`.
-        rank: usize,
-        /// Blocks.
-        levels: usize,
-    },
 }
 
 /// One linear's place in a model.
@@ -128,18 +142,16 @@ pub struct Site {
     pub name: String,
     /// What it does.
     pub role: Role,
-    /// Index of its block.
-    pub layer: usize,
+    /// Index of its block; `None` for embedding and head, which are in none.
+    pub layer: Option<usize>,
     /// Rows of the weight, `m`.
     pub out_features: usize,
     /// Columns of the weight, `n`.
     pub in_features: usize,
-    /// Whether `X.bias [out]` goes with it.
-    pub bias: bool,
     /// The weight's dtype on disk, which its factors keep.
     pub dtype: Dtype,
-    /// The bias's dtype on disk, where there is one.
-    pub bias_dtype: Option<Dtype>,
+    /// The dtype of `X.bias [out]` on disk, where there is one.
+    pub bias: Option<Dtype>,
     /// The activation it reads.
     pub port: Port,
     /// How the checkpoint stores it now.
@@ -149,55 +161,34 @@ pub struct Site {
 }
 
 impl Site {
-    /// The tensors of its own that hold this site under `storage`, bias last.
-    pub fn tensors(&self, storage: &Storage) -> Vec<TensorSpec> {
-        let spec = |suffix: &str, shape: Vec<usize>| TensorSpec {
-            name: format!("{}.{suffix}", self.name),
-            dtype: self.dtype,
-            shape,
-        };
-        let (m, n) = (self.out_features, self.in_features);
-        let mut tensors = match *storage {
-            Storage::Dense => vec![spec("weight", vec![m, n])],
-            Storage::LowRank { rank } => {
-                vec![spec("v.weight", vec![rank, n]), spec("u.weight", vec![m, rank])]
-            }
-            Storage::Stack { rank, levels } => {
-                let scale = TensorSpec { dtype: Dtype::F32, ..spec("scale", vec![n]) };
-                let blocks = (0..levels).flat_map(|level| self.level_tensors(rank, level));
-                [scale].into_iter().chain(blocks).collect()
-            }
-        };
-        if let Some(dtype) = self.bias_dtype {
-            tensors.push(TensorSpec { dtype, ..spec("bias", vec![m]) });
-        }
-        tensors
-    }
-
-    /// The tensors of one level of a stack.
-    pub fn level_tensors(&self, rank: usize, level: usize) -> Vec<TensorSpec> {
-        let spec = |suffix: &str, dtype, shape: [usize; 2]| {
-            TensorSpec::new(format!("{}.{level}.{suffix}", self.name), dtype, shape)
-        };
-        let (m, n) = (self.out_features, self.in_features);
-        vec![
-            spec("sign", Dtype::U8, [m, n.div_ceil(8)]),
-            spec("u", Dtype::F16, [m, rank]),
-            spec("v", Dtype::F16, [rank, n]),
-        ]
-    }
-
-    /// Bytes of one of its blocks, where it is stored as a stack: `m ⌈n/8⌉ + 2 k (m + n)`.
-    pub fn block_bytes(&self) -> u64 {
-        match self.storage {
-            Storage::Stack { rank, .. } => self.level_bytes(rank),
-            Storage::Dense | Storage::LowRank { .. } => 0,
+    /// A dense f32 linear `[out, in]` of the first block, without bias, that reads the port of its role.
+    ///
+    /// ```
+    /// use bantam::arch::{Role, Site, Storage};
+    ///
+    /// let site = Site::linear("model.layers.0.mlp.up_proj", Role::MlpUp, [688, 256]);
+    /// assert_eq!(site.bytes(Storage::LowRank { rank: 64 }), 4 * 64 * (688 + 256));
+    /// assert_eq!(site.break_even(), 186);
+    /// ```
+    pub fn linear(name: impl Into<String>, role: Role, shape: [usize; 2]) -> Self {
+        Self {
+            name: name.into(),
+            role,
+            layer: (!role.is_vocabulary()).then_some(0),
+            out_features: shape[0],
+            in_features: shape[1],
+            dtype: Dtype::F32,
+            bias: None,
+            port: Port::of(role),
+            storage: Storage::Dense,
+            part: None,
         }
     }
 
-    /// The same, were it stored as a stack of this rank.
-    pub fn level_bytes(&self, rank: usize) -> u64 {
-        self.level_tensors(rank, 0).iter().map(TensorSpec::bytes).sum()
+    /// The same with a bias.
+    #[must_use]
+    pub fn with_bias(self, dtype: Dtype) -> Self {
+        Self { bias: Some(dtype), ..self }
     }
 
     /// The fused module that holds this site in the checkpoint, where one does.
@@ -205,54 +196,60 @@ impl Site {
         self.part.as_ref().filter(|part| part.fused)
     }
 
-    /// Names of the checkpoint's tensors that hold this site, alone or with others; bias last.
-    pub fn stored_in(&self) -> Vec<String> {
-        match self.fused() {
-            Some(part) => {
-                let suffixes = ["weight", "bias"].into_iter().take(1 + usize::from(self.bias));
-                suffixes.map(|suffix| format!("{}.{suffix}", part.module)).collect()
-            }
-            None => self.tensors(&self.storage).into_iter().map(|tensor| tensor.name).collect(),
-        }
+    /// The checkpoint's tensors that hold this site, alone or with others: what each is, and its name.
+    pub fn stored_in(&self) -> Vec<(Piece, String)> {
+        let module = self.fused().map_or(&self.name, |part| &part.module);
+        let named = |piece: Piece| (piece, piece.name_in(module));
+        self.pieces(self.storage).into_iter().map(named).collect()
     }
 
-    /// Bytes of this site under `storage`, bias included; the same for rows of a fused tensor.
-    pub fn bytes(&self, storage: &Storage) -> u64 {
-        self.tensors(storage).iter().map(TensorSpec::bytes).sum()
+    /// Bytes of this site as the checkpoint stores it, bias included.
+    pub fn stored_bytes(&self) -> u64 {
+        self.bytes(self.storage)
+    }
+
+    /// Bytes of one level of it, where it is stored as a stack; else 0.
+    pub fn stored_level_bytes(&self) -> u64 {
+        if self.storage.is_stack() { self.level_bytes(self.storage.rank()) } else { 0 }
     }
 
     /// Parameters of the weight under `storage`, bias not counted, as the literature counts.
-    pub fn parameters(&self, storage: &Storage) -> usize {
-        match *storage {
+    pub fn parameters(&self, storage: Storage) -> usize {
+        match storage {
             Storage::Dense | Storage::Stack { .. } => self.out_features * self.in_features,
             Storage::LowRank { rank } => rank * (self.out_features + self.in_features),
         }
     }
 
-    /// The rank the site's weight has at most as it is stored now.
+    /// The rank the weight has at most as it is stored now.
     pub fn stored_rank(&self) -> usize {
         match self.storage {
             Storage::Dense | Storage::Stack { .. } => self.out_features.min(self.in_features),
             Storage::LowRank { rank } => rank,
         }
     }
-}
 
-/// The smallest set of sites that are decided together.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Unit {
-    /// Its sites; one for a dense linear.
-    pub sites: Vec<Site>,
-}
-
-impl Unit {
-    /// A name that is unique in the model: the first site's.
-    pub fn name(&self) -> &str {
-        self.sites.first().map_or("", |site| site.name.as_str())
+    /// The largest rank whose factors hold fewer parameters than the weight: `r (m + n) < m n`.
+    pub fn break_even(&self) -> usize {
+        Self::break_even_of([self.out_features, self.in_features])
     }
 
-    /// Bytes of the unit as the checkpoint stores it now.
-    pub fn stored_bytes(&self) -> u64 {
-        self.sites.iter().map(|site| site.bytes(&site.storage)).sum()
+    /// The same of a matrix `[m, n]`.
+    pub fn break_even_of([m, n]: [usize; 2]) -> usize {
+        (m * n).saturating_sub(1) / (m + n)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn break_even_is_the_last_rank_that_saves() {
+        for (m, n) in [(1, 1), (1, 7), (2, 2), (8, 8), (256, 688), (128, 256), (97, 101)] {
+            let r = Site::break_even_of([m, n]);
+            assert!(r * (m + n) < m * n || r == 0, "{m}x{n}: {r}");
+            assert!((r + 1) * (m + n) >= m * n, "{m}x{n}: {r}");
+        }
     }
 }

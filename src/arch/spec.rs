@@ -1,6 +1,8 @@
 //! `config.json` resolved into the numbers and switches the decoder needs.
 
-use super::family::{BiasRule, FAMILIES, Family, KvHeadsRule, MlpKind, NormKind, SlidingRule};
+use super::family::{
+    Activation, BiasRule, FAMILIES, Family, KvHeadsRule, MlpKind, NormKind, SlidingRule,
+};
 use super::keys::Keys;
 use super::rope::RopeSpec;
 use crate::checkpoint::Checkpoint;
@@ -107,27 +109,6 @@ pub enum MlpSpec {
         /// Chosen probabilities are divided by their sum.
         renormalise: bool,
     },
-}
-
-/// The nonlinearity of an MLP.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Activation {
-    /// `x · sigmoid(x)`.
-    Silu,
-    /// `x · Φ(x)`, in one of its forms.
-    Gelu(Gelu),
-}
-
-impl Activation {
-    /// The activation of this name in transformers.
-    fn named(name: &str) -> Option<Self> {
-        match name {
-            "silu" | "swish" => Some(Self::Silu),
-            "gelu" => Some(Self::Gelu(Gelu::Erf)),
-            "gelu_new" | "gelu_pytorch_tanh" => Some(Self::Gelu(Gelu::Tanh)),
-            _ => None,
-        }
-    }
 }
 
 impl ModelSpec {
@@ -374,26 +355,4 @@ fn mlp(keys: &Keys<'_>, family: &Family, hidden: usize, layer: usize) -> Result<
         top_k,
         renormalise: keys.boolean("norm_topk_prob")?.unwrap_or(false),
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// The two forms differ by less than the tolerance of the golden logits: names decide.
-    #[test]
-    fn activations_have_the_names_of_transformers() {
-        for (name, form) in
-            [("gelu", Gelu::Erf), ("gelu_new", Gelu::Tanh), ("gelu_pytorch_tanh", Gelu::Tanh)]
-        {
-            assert_eq!(Activation::named(name), Some(Activation::Gelu(form)));
-        }
-        assert_eq!(Activation::named("swish"), Activation::named("silu"));
-        assert_eq!(Activation::named("gelu_fast"), None);
-        let default = |family: &str| {
-            FAMILIES.iter().find(|f| f.model_type == family).map(|f| f.default_activation)
-        };
-        assert_eq!(default("gpt_neox"), Activation::named("gelu"));
-        assert_eq!(default("gpt_bigcode"), Activation::named("gelu_pytorch_tanh"));
-    }
 }

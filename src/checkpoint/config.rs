@@ -9,10 +9,10 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
-use super::error::CheckpointError;
 use super::file;
 use super::members::members;
-use super::problem::ConfigProblem;
+use crate::error::ConfigProblem;
+use crate::error::{Error, Result};
 
 /// A model's `config.json`.
 ///
@@ -31,9 +31,9 @@ impl Config {
     ///
     /// # Errors
     /// A file that is missing, unreadable, not JSON, not an object, or with a key twice.
-    pub fn read(file: &Path) -> Result<Self, CheckpointError> {
+    pub fn read(file: &Path) -> Result<Self> {
         let bytes = file::read(file, "a model's config.json")?;
-        let text = String::from_utf8(bytes).map_err(|e| CheckpointError::Config {
+        let text = String::from_utf8(bytes).map_err(|e| Error::Config {
             file: file.to_owned(),
             problem: ConfigProblem::NotJson { message: e.to_string() },
         })?;
@@ -44,11 +44,11 @@ impl Config {
     ///
     /// # Errors
     /// Text that is not JSON, not an object, or has a key twice at the top level.
-    pub fn parse(file: impl Into<PathBuf>, text: String) -> Result<Self, CheckpointError> {
+    pub fn parse(file: impl Into<PathBuf>, text: String) -> Result<Self> {
         let file = file.into();
         match parse(&text) {
             Ok(values) => Ok(Self { file, text, values }),
-            Err(problem) => Err(CheckpointError::Config { file, problem }),
+            Err(problem) => Err(Error::Config { file, problem }),
         }
     }
 
@@ -88,7 +88,7 @@ impl Config {
     ///
     /// # Errors
     /// A value of another kind.
-    pub fn usize(&self, key: &str) -> Result<Option<usize>, CheckpointError> {
+    pub fn usize(&self, key: &str) -> Result<Option<usize>> {
         self.typed(key, "a whole number that is not negative", |value| {
             value.as_u64().and_then(|number| usize::try_from(number).ok())
         })
@@ -98,7 +98,7 @@ impl Config {
     ///
     /// # Errors
     /// A value of another kind.
-    pub fn f64(&self, key: &str) -> Result<Option<f64>, CheckpointError> {
+    pub fn f64(&self, key: &str) -> Result<Option<f64>> {
         self.typed(key, "a number", Value::as_f64)
     }
 
@@ -106,7 +106,7 @@ impl Config {
     ///
     /// # Errors
     /// A value of another kind.
-    pub fn bool(&self, key: &str) -> Result<Option<bool>, CheckpointError> {
+    pub fn bool(&self, key: &str) -> Result<Option<bool>> {
         self.typed(key, "true or false", Value::as_bool)
     }
 
@@ -114,7 +114,7 @@ impl Config {
     ///
     /// # Errors
     /// A value of another kind.
-    pub fn str(&self, key: &str) -> Result<Option<&str>, CheckpointError> {
+    pub fn str(&self, key: &str) -> Result<Option<&str>> {
         self.typed(key, "a string", Value::as_str)
     }
 
@@ -122,7 +122,7 @@ impl Config {
     ///
     /// # Errors
     /// No value, or one of another kind.
-    pub fn require_usize(&self, key: &str) -> Result<usize, CheckpointError> {
+    pub fn require_usize(&self, key: &str) -> Result<usize> {
         self.usize(key)?.ok_or_else(|| self.absent(key, "a whole number that is not negative"))
     }
 
@@ -130,7 +130,7 @@ impl Config {
     ///
     /// # Errors
     /// No value, or one of another kind.
-    pub fn require_f64(&self, key: &str) -> Result<f64, CheckpointError> {
+    pub fn require_f64(&self, key: &str) -> Result<f64> {
         self.f64(key)?.ok_or_else(|| self.absent(key, "a number"))
     }
 
@@ -138,7 +138,7 @@ impl Config {
     ///
     /// # Errors
     /// No value, or one of another kind.
-    pub fn require_str(&self, key: &str) -> Result<&str, CheckpointError> {
+    pub fn require_str(&self, key: &str) -> Result<&str> {
         self.str(key)?.ok_or_else(|| self.absent(key, "a string"))
     }
 
@@ -184,7 +184,7 @@ impl Config {
         key: &str,
         expected: &'static str,
         read: impl Fn(&'a Value) -> Option<T>,
-    ) -> Result<Option<T>, CheckpointError> {
+    ) -> Result<Option<T>> {
         match self.get_path(key) {
             None | Some(Value::Null) => Ok(None),
             Some(value) => match read(value) {
@@ -194,13 +194,12 @@ impl Config {
         }
     }
 
-    fn absent(&self, key: &str, expected: &'static str) -> CheckpointError {
+    fn absent(&self, key: &str, expected: &'static str) -> Error {
         self.wrong(key, expected, "nothing".into())
     }
 
-    fn wrong(&self, key: &str, expected: &'static str, found: String) -> CheckpointError {
-        let problem = ConfigProblem::Value { key: key.to_owned(), expected, found };
-        CheckpointError::Config { file: self.file.clone(), problem }
+    fn wrong(&self, key: &str, expected: &'static str, found: String) -> Error {
+        Error::config(&self.file, key, expected, found)
     }
 }
 
@@ -316,7 +315,7 @@ mod tests {
     #[test]
     fn what_is_not_a_config_is_refused_by_kind() {
         let problem = |text: &str| match Config::parse("c", text.into()) {
-            Err(CheckpointError::Config { problem, .. }) => problem,
+            Err(Error::Config { problem, .. }) => problem,
             other => panic!("{other:?}"),
         };
         assert!(matches!(problem("{\"a\": }"), ConfigProblem::NotJson { .. }));

@@ -8,7 +8,7 @@ use half::slice::HalfFloatSliceExt;
 use rayon::prelude::*;
 use safetensors::Dtype;
 
-use super::error::CheckpointError;
+use crate::error::{Error, Result};
 
 /// Elements that one task takes: large enough to hide the cost of a task, small enough to spread.
 const CHUNK: usize = 1 << 16;
@@ -25,13 +25,13 @@ const BF16_EXPONENT: u16 = 0x7f80;
 /// The values of the tensor `name`, whose data are `bytes`.
 ///
 /// # Errors
-/// [`CheckpointError::NotComputable`] for a dtype other than F32, F16 and BF16,
-/// [`CheckpointError::NonFinite`] for a value that is not finite, and [`CheckpointError::Bug`] for
+/// [`Error::NotComputable`] for a dtype other than F32, F16 and BF16,
+/// [`Error::NonFiniteTensor`] for a value that is not finite, and [`Error::Bug`] for
 /// bytes that are not a whole number of elements.
-pub fn to_f32(dtype: Dtype, bytes: &[u8], name: &str) -> Result<Vec<f32>, CheckpointError> {
+pub fn to_f32(dtype: Dtype, bytes: &[u8], name: &str) -> Result<Vec<f32>> {
     let width = float_width(dtype, name)?;
     if !bytes.len().is_multiple_of(width) {
-        return Err(CheckpointError::Bug(format!(
+        return Err(Error::Bug(format!(
             "tensor `{name}`: {} bytes are not a whole number of {dtype}",
             bytes.len()
         )));
@@ -54,9 +54,9 @@ pub fn to_f32(dtype: Dtype, bytes: &[u8], name: &str) -> Result<Vec<f32>, Checkp
 /// The data of the tensor `name` in the given dtype, rounded to nearest, ties to even.
 ///
 /// # Errors
-/// [`CheckpointError::NotComputable`] for a dtype other than F32, F16 and BF16, and
-/// [`CheckpointError::NonFinite`] for a value that is not finite, or not any more once rounded.
-pub fn from_f32(dtype: Dtype, values: &[f32], name: &str) -> Result<Vec<u8>, CheckpointError> {
+/// [`Error::NotComputable`] for a dtype other than F32, F16 and BF16, and
+/// [`Error::NonFiniteTensor`] for a value that is not finite, or not any more once rounded.
+pub fn from_f32(dtype: Dtype, values: &[f32], name: &str) -> Result<Vec<u8>> {
     let width = float_width(dtype, name)?;
     let convert = match dtype {
         Dtype::F32 => encode_f32,
@@ -75,13 +75,11 @@ pub fn from_f32(dtype: Dtype, values: &[f32], name: &str) -> Result<Vec<u8>, Che
 /// Checks that F64, F32, F16 or BF16 data are finite; data of any other dtype pass.
 ///
 /// # Errors
-/// [`CheckpointError::NonFinite`] with the first place.
-pub fn check_finite(dtype: Dtype, bytes: &[u8], name: &str) -> Result<(), CheckpointError> {
+/// [`Error::NonFiniteTensor`] with the first place.
+pub fn check_finite(dtype: Dtype, bytes: &[u8], name: &str) -> Result<()> {
     match first_non_finite(dtype, bytes) {
         None => Ok(()),
-        Some(index) => {
-            Err(CheckpointError::NonFinite { tensor: name.to_owned(), index: index as u64 })
-        }
+        Some(index) => Err(Error::NonFiniteTensor { tensor: name.to_owned(), index: index as u64 }),
     }
 }
 
@@ -119,11 +117,11 @@ fn find<const N: usize>(bytes: &[u8], bad: impl Fn([u8; N]) -> bool + Sync) -> O
 }
 
 /// Bytes per element of a dtype that bantam computes with; others are refused, naming the tensor.
-pub(crate) fn float_width(dtype: Dtype, name: &str) -> Result<usize, CheckpointError> {
+pub(crate) fn float_width(dtype: Dtype, name: &str) -> Result<usize> {
     match dtype {
         Dtype::F32 => Ok(4),
         Dtype::F16 | Dtype::BF16 => Ok(2),
-        _ => Err(CheckpointError::NotComputable { tensor: name.to_owned(), dtype }),
+        _ => Err(Error::NotComputable { tensor: name.to_owned(), dtype }),
     }
 }
 
@@ -236,15 +234,15 @@ mod tests {
         let error = to_f32(Dtype::F32, &bytes, "model.w").unwrap_err();
         assert!(matches!(
             error,
-            CheckpointError::NonFinite { ref tensor, index } if tensor == "model.w" && index == CHUNK as u64 + 9
+            Error::NonFiniteTensor { ref tensor, index } if tensor == "model.w" && index == CHUNK as u64 + 9
         ));
         for bad in [f32::NAN, f32::from_bits(0xffff_ffff), f32::from_bits(0x7f80_0001), 70000.0] {
             let error = from_f32(Dtype::F16, &[0.5, bad], "w").unwrap_err();
-            assert!(matches!(error, CheckpointError::NonFinite { index: 1, .. }), "{bad}");
+            assert!(matches!(error, Error::NonFiniteTensor { index: 1, .. }), "{bad}");
         }
         for bad in [f32::NAN, f32::from_bits(0xffff_ffff), f32::from_bits(0x7f80_0001), f32::MAX] {
             let error = from_f32(Dtype::BF16, &[0.5, bad], "w").unwrap_err();
-            assert!(matches!(error, CheckpointError::NonFinite { index: 1, .. }), "{bad}");
+            assert!(matches!(error, Error::NonFiniteTensor { index: 1, .. }), "{bad}");
         }
         let double = f64::INFINITY.to_le_bytes();
         assert!(check_finite(Dtype::F64, &double, "w").is_err());
@@ -254,10 +252,8 @@ mod tests {
     #[test]
     fn other_dtypes_and_cut_elements_are_refused() {
         let error = to_f32(Dtype::U8, &[1, 2], "q").unwrap_err();
-        assert!(
-            matches!(error, CheckpointError::NotComputable { ref tensor, .. } if tensor == "q")
-        );
-        assert!(matches!(to_f32(Dtype::F32, &[0; 6], "w"), Err(CheckpointError::Bug(_))));
+        assert!(matches!(error, Error::NotComputable { ref tensor, .. } if tensor == "q"));
+        assert!(matches!(to_f32(Dtype::F32, &[0; 6], "w"), Err(Error::Bug(_))));
         assert_eq!(to_f32(Dtype::F16, &[], "w").unwrap(), Vec::<f32>::new());
     }
 }

@@ -8,7 +8,7 @@ use std::io::{self, BufWriter, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::thread::{Builder, JoinHandle};
 
-use super::error::CheckpointError;
+use crate::error::{Error, Result};
 
 /// Bytes after which the disk is set to work, so that the end is not one long wait for it.
 const AHEAD: u64 = if cfg!(test) { 1 << 10 } else { 128 << 20 };
@@ -26,18 +26,18 @@ pub(super) struct NewFile {
 
 impl NewFile {
     /// Creates a file that must not exist yet.
-    pub(super) fn create(path: PathBuf) -> Result<Self, CheckpointError> {
+    pub(super) fn create(path: PathBuf) -> Result<Self> {
         match File::create_new(&path) {
             Ok(file) => {
                 let file = BufWriter::with_capacity(1 << 20, file);
                 Ok(Self { path, file, position: 0, waiting: 0, at_work: None })
             }
-            Err(e) => Err(CheckpointError::io("create", &path, e)),
+            Err(e) => Err(Error::io("create", &path, e)),
         }
     }
 
     /// Writes `bytes` at `position`, counted from the file's start.
-    pub(super) fn write_at(&mut self, position: u64, bytes: &[u8]) -> Result<(), CheckpointError> {
+    pub(super) fn write_at(&mut self, position: u64, bytes: &[u8]) -> Result<()> {
         let written = if position == self.position {
             self.file.write_all(bytes)
         } else {
@@ -48,7 +48,7 @@ impl NewFile {
             self.waiting += bytes.len() as u64;
             if self.waiting < AHEAD { Ok(()) } else { self.write_ahead() }
         });
-        written.map_err(|e| CheckpointError::io("write", &self.path, e))
+        written.map_err(|e| Error::io("write", &self.path, e))
     }
 
     /// Has another thread bring to the disk what was written, unless one is still at it.
@@ -71,10 +71,10 @@ impl NewFile {
     }
 
     /// Brings everything to the disk.
-    pub(super) fn close(mut self) -> Result<(), CheckpointError> {
+    pub(super) fn close(mut self) -> Result<()> {
         let closed = self.file.flush().and_then(|()| self.wait());
         let closed = closed.and_then(|()| self.file.get_ref().sync_all());
-        closed.map_err(|e| CheckpointError::io("write", &self.path, e))
+        closed.map_err(|e| Error::io("write", &self.path, e))
     }
 }
 
@@ -89,7 +89,7 @@ impl Drop for NewFile {
 }
 
 /// Writes a small file.
-pub(super) fn write_whole(path: PathBuf, bytes: &[u8]) -> Result<(), CheckpointError> {
+pub(super) fn write_whole(path: PathBuf, bytes: &[u8]) -> Result<()> {
     let mut file = NewFile::create(path)?;
     file.write_at(0, bytes)?;
     file.close()
@@ -97,10 +97,10 @@ pub(super) fn write_whole(path: PathBuf, bytes: &[u8]) -> Result<(), CheckpointE
 
 /// Copies a file's content, through symlinks. Permissions stay behind: in the Hub's cache files are
 /// often read-only, and a copy is the user's own.
-pub(super) fn copy(from: &Path, to: PathBuf) -> Result<(), CheckpointError> {
-    let mut source = File::open(from).map_err(|e| CheckpointError::io("open", from, e))?;
+pub(super) fn copy(from: &Path, to: PathBuf) -> Result<()> {
+    let mut source = File::open(from).map_err(|e| Error::io("open", from, e))?;
     let mut file = NewFile::create(to)?;
-    io::copy(&mut source, &mut file.file).map_err(|e| CheckpointError::io("copy", from, e))?;
+    io::copy(&mut source, &mut file.file).map_err(|e| Error::io("copy", from, e))?;
     file.close()
 }
 

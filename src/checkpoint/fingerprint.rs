@@ -1,8 +1,8 @@
 //! A cheap identity of a checkpoint, to tell whether what was measured belongs to it.
 
-use super::error::CheckpointError;
 use super::reader::Checkpoint;
 use crate::digest::Digest;
+use crate::error::Result;
 
 /// How many tensors are sampled at most.
 ///
@@ -23,7 +23,7 @@ impl Checkpoint {
     ///
     /// # Errors
     /// A file that changed its length, or cannot be mapped.
-    pub fn fingerprint(&self) -> Result<String, CheckpointError> {
+    pub fn fingerprint(&self) -> Result<String> {
         let mut hash = Digest::default();
         // Every part is preceded by its length, so that no two lists of parts look alike.
         let mut part = |bytes: &[u8]| {

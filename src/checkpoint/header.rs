@@ -18,8 +18,8 @@ use safetensors::Dtype;
 use serde::de::value::{Error as NameError, StrDeserializer};
 use serde::de::{Deserialize, Deserializer, Error as _, IntoDeserializer, MapAccess, Visitor};
 
-use super::problem::HeaderProblem;
 use super::tensor::{TensorSpec, bit_size};
+use crate::error::HeaderProblem;
 
 /// The longest header the format allows, in bytes.
 pub const MAX_HEADER_BYTES: u64 = 100_000_000;

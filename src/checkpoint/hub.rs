@@ -10,7 +10,7 @@
 use std::ffi::OsString;
 use std::path::{Component, Path, PathBuf};
 
-use super::error::CheckpointError;
+use crate::error::{Error, Result};
 
 /// The variables that say where the Hub's cache is, as the `huggingface_hub` library reads them.
 #[derive(Debug, Clone, Default)]
@@ -62,22 +62,22 @@ impl HubEnv {
 /// the commit's name, so the path that comes back says exactly what was taken.
 ///
 /// # Errors
-/// [`CheckpointError::NotInHubCache`], which says where it looked; [`CheckpointError::Missing`] for
-/// what can only be a path; [`CheckpointError::NotAFolder`] for a file.
-pub fn resolve(model: &str, env: &HubEnv) -> Result<PathBuf, CheckpointError> {
+/// [`Error::NotInHubCache`], which says where it looked; [`Error::Missing`] for
+/// what can only be a path; [`Error::NotAFolder`] for a file.
+pub fn resolve(model: &str, env: &HubEnv) -> Result<PathBuf> {
     let path = Path::new(model);
     if path.is_dir() {
         return Ok(path.to_owned());
     }
     if path.exists() {
-        return Err(CheckpointError::NotAFolder { path: path.to_owned() });
+        return Err(Error::NotAFolder { path: path.to_owned() });
     }
     let (name, revision) = model.split_once('@').unwrap_or((model, "main"));
     if !is_repository(name) || !is_plain(revision) {
-        return Err(CheckpointError::Missing { path: path.to_owned(), what: "a model folder" });
+        return Err(Error::Missing { path: path.to_owned(), what: "a model folder" });
     }
     let folder = env.cache().join(format!("models--{}", name.replace('/', "--")));
-    let not_there = |looked_for| CheckpointError::NotInHubCache { model: model.into(), looked_for };
+    let not_there = |looked_for| Error::NotInHubCache { model: model.into(), looked_for };
     if !folder.is_dir() {
         return Err(not_there(folder));
     }
@@ -91,7 +91,7 @@ pub fn resolve(model: &str, env: &HubEnv) -> Result<PathBuf, CheckpointError> {
     let commit = match std::fs::read_to_string(&reference) {
         Ok(commit) => commit.trim().to_owned(),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Err(not_there(reference)),
-        Err(e) => return Err(CheckpointError::io("read", &reference, e)),
+        Err(e) => return Err(Error::io("read", &reference, e)),
     };
     let snapshot = snapshots.join(&commit);
     if !is_plain(&commit) || !snapshot.is_dir() {

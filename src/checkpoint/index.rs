@@ -10,17 +10,14 @@ use std::path::Path;
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::json;
 
-use super::error::CheckpointError;
 use super::file;
-use super::problem::IndexProblem;
-
-/// The index's file name.
-pub(super) const INDEX_FILE: &str = "model.safetensors.index.json";
+use crate::error::IndexProblem;
+use crate::error::{Error, Result};
 
 /// Reads an index: tensor name to shard name, in the order of the tensors' names.
-pub(super) fn read(path: &Path) -> Result<BTreeMap<String, String>, CheckpointError> {
+pub(super) fn read(path: &Path) -> Result<BTreeMap<String, String>> {
     let bytes = file::read(path, "an index of shards")?;
-    parse(&bytes).map_err(|problem| CheckpointError::Index { file: path.to_owned(), problem })
+    parse(&bytes).map_err(|problem| Error::Index { file: path.to_owned(), problem })
 }
 
 /// The text of an index; `weight_bytes` is the sum of the tensors' bytes, as transformers counts.

@@ -6,10 +6,10 @@
 use std::collections::HashSet;
 use std::ops::Range;
 
-use super::error::CheckpointError;
 use super::header;
-use super::reader::SINGLE_FILE;
+use super::names::SINGLE_FILE;
 use super::tensor::TensorSpec;
+use crate::error::{Error, Result};
 
 /// In which order a shard's data stand in its file. They are written in the order given either way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -61,7 +61,7 @@ impl Layout {
         tensors: Vec<TensorSpec>,
         max_shard_size: u64,
         order: DataOrder,
-    ) -> Result<Self, CheckpointError> {
+    ) -> Result<Self> {
         let mut names = HashSet::new();
         if let Some(twice) = tensors.iter().find(|tensor| !names.insert(&tensor.name)) {
             return Err(bug(format_args!("tensor `{}` is planned twice", twice.name)));
@@ -133,8 +133,8 @@ fn data_order(tensors: &[TensorSpec], group: Range<usize>, order: DataOrder) -> 
     list
 }
 
-fn bug(what: std::fmt::Arguments<'_>) -> CheckpointError {
-    CheckpointError::Bug(format!("the planned model cannot be written: {what}"))
+fn bug(what: std::fmt::Arguments<'_>) -> Error {
+    Error::Bug(format!("the planned model cannot be written: {what}"))
 }
 
 #[cfg(test)]
@@ -185,7 +185,7 @@ mod tests {
         let lists = [vec![], vec![bytes("a", 1), bytes("a", 1)], vec![overflow], vec![half_byte]];
         for list in lists {
             let error = Layout::new(list, 10, DataOrder::Aligned).unwrap_err();
-            assert!(matches!(error, CheckpointError::Bug(_)), "{error}");
+            assert!(matches!(error, Error::Bug(_)), "{error}");
         }
     }
 }

@@ -11,11 +11,20 @@
 //!
 //! A checkpoint is a folder in Hugging Face layout. Reading validates everything once, then trusts
 //! it; the input is never written to. Writing leaves a whole model or nothing.
+//!
+//! ```
+//! use bantam::checkpoint::{Checkpoint, Dtype};
+//!
+//! let checkpoint = Checkpoint::open("tests/fixtures/pycode-llama".as_ref())?;
+//! let norm = checkpoint.require("model.norm.weight")?;
+//! assert_eq!((norm.dtype, &norm.shape[..]), (Dtype::BF16, &[256][..]));
+//! assert_eq!(checkpoint.bytes(norm)?.len(), 512);
+//! # Ok::<(), bantam::Error>(())
+//! ```
 
 mod config;
 mod decode;
 mod durable;
-mod error;
 mod file;
 mod fingerprint;
 pub mod header;
@@ -23,22 +32,23 @@ mod hub;
 mod index;
 mod layout;
 mod members;
-mod problem;
+mod names;
 mod reader;
 mod shard;
 mod side;
 mod staging;
 mod tensor;
+mod tensor_file;
 mod writer;
 
 pub use config::Config;
 pub(crate) use decode::float_width;
 pub use decode::{check_finite, from_f32, to_f32};
-pub use error::CheckpointError;
 pub use hub::{HubEnv, resolve};
 pub use layout::DataOrder;
-pub use problem::{ConfigProblem, HeaderProblem, IndexProblem, OutputProblem};
-pub use reader::{Checkpoint, MANIFEST_FILE};
+pub use names::MANIFEST_FILE;
+pub use reader::Checkpoint;
 pub use safetensors::Dtype;
 pub use tensor::{TensorInfo, TensorSpec};
+pub use tensor_file::TensorFile;
 pub use writer::{ModelWriter, SealedModel, WriteOptions, WrittenModel};

@@ -8,21 +8,12 @@ use std::path::{Path, PathBuf};
 
 use super::config::Config;
 use super::decode::{first_non_finite, is_checked};
-use super::error::{CheckpointError, NO_WEIGHTS};
-use super::index::{self, INDEX_FILE};
-use super::problem::IndexProblem;
-use super::shard::{Shard, file_name};
-use super::side::weight_files;
+use super::index;
+use super::names::{CONFIG_FILE, INDEX_FILE, SINGLE_FILE, file_name, weight_files};
+use super::shard::Shard;
 use super::tensor::TensorInfo;
-
-/// The weights of a model that is not sharded.
-pub(super) const SINGLE_FILE: &str = "model.safetensors";
-
-/// The config's file name.
-pub(super) const CONFIG_FILE: &str = "config.json";
-
-/// The manifest beside written weights: version, command, plan and figures of the run, as JSON.
-pub const MANIFEST_FILE: &str = "bantam.json";
+use crate::error::IndexProblem;
+use crate::error::{Error, NO_WEIGHTS, Result};
 
 /// A checkpoint in Hugging Face layout, open for reading. bantam never writes into it.
 #[derive(Debug)]
@@ -41,25 +32,25 @@ impl Checkpoint {
     /// # Errors
     /// A file that is missing, a header that is not valid, or an index that does not agree with the
     /// shards, tensor by tensor.
-    pub fn open(path: &Path) -> Result<Self, CheckpointError> {
+    pub fn open(path: &Path) -> Result<Self> {
         match std::fs::metadata(path) {
             Ok(metadata) if metadata.is_dir() => {}
-            Ok(_) => return Err(CheckpointError::NotAFolder { path: path.to_owned() }),
+            Ok(_) => return Err(Error::NotAFolder { path: path.to_owned() }),
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
                 let what = "a model folder";
-                return Err(CheckpointError::Missing { path: path.to_owned(), what });
+                return Err(Error::Missing { path: path.to_owned(), what });
             }
-            Err(e) => return Err(CheckpointError::io("read", path, e)),
+            Err(e) => return Err(Error::io("read", path, e)),
         }
         Self::open_with(path, Config::read(&path.join(CONFIG_FILE))?)
     }
 
     /// As [`open`](Self::open), for a folder whose config is not written yet.
-    pub(super) fn open_with(path: &Path, config: Config) -> Result<Self, CheckpointError> {
+    pub(super) fn open_with(path: &Path, config: Config) -> Result<Self> {
         let index_file = path.join(INDEX_FILE);
-        if index_file.try_exists().map_err(|e| CheckpointError::io("read", &index_file, e))? {
+        if index_file.try_exists().map_err(|e| Error::io("read", &index_file, e))? {
             let weight_map = index::read(&index_file)?;
-            let in_index = |problem| CheckpointError::Index { file: index_file.clone(), problem };
+            let in_index = |problem| Error::Index { file: index_file.clone(), problem };
             // A set: the shards in the order of their names.
             let names: BTreeSet<&String> = weight_map.values().collect();
             if let Some(shard) = names.iter().find(|name| !path.join(name).is_file()) {
@@ -71,10 +62,10 @@ impl Checkpoint {
             return Ok(checkpoint);
         }
         let single = path.join(SINGLE_FILE);
-        if !single.try_exists().map_err(|e| CheckpointError::io("read", &single, e))? {
+        if !single.try_exists().map_err(|e| Error::io("read", &single, e))? {
             let found = weight_files(path)?.into_iter().next();
             let found = found.unwrap_or_else(|| NO_WEIGHTS.into());
-            return Err(CheckpointError::NoWeights { folder: path.to_owned(), found });
+            return Err(Error::NoWeights { folder: path.to_owned(), found });
         }
         Self::assemble(path, config, [single])
     }
@@ -106,9 +97,9 @@ impl Checkpoint {
     /// The tensor of this name, which has to be there.
     ///
     /// # Errors
-    /// [`CheckpointError::NoSuchTensor`].
-    pub fn require(&self, name: &str) -> Result<&TensorInfo, CheckpointError> {
-        self.get(name).ok_or_else(|| CheckpointError::NoSuchTensor {
+    /// [`Error::NoSuchTensor`].
+    pub fn require(&self, name: &str) -> Result<&TensorInfo> {
+        self.get(name).ok_or_else(|| Error::NoSuchTensor {
             folder: self.root.clone(),
             tensor: name.to_owned(),
         })
@@ -124,15 +115,15 @@ impl Checkpoint {
     ///
     /// # Errors
     /// A file that changed its length, or cannot be mapped; a bug if the tensor is not from here.
-    pub fn bytes(&self, tensor: &TensorInfo) -> Result<&[u8], CheckpointError> {
+    pub fn bytes(&self, tensor: &TensorInfo) -> Result<&[u8]> {
         self.shard_of(tensor)?.bytes(&tensor.range)
     }
 
     /// Checks that every value of a tensor is finite, holding a MiB of it in memory at a time.
     ///
     /// # Errors
-    /// [`CheckpointError::NonFinite`] with the first place; those of [`bytes`](Self::bytes).
-    pub fn require_finite(&self, tensor: &TensorInfo) -> Result<(), CheckpointError> {
+    /// [`Error::NonFiniteTensor`] with the first place; those of [`bytes`](Self::bytes).
+    pub fn require_finite(&self, tensor: &TensorInfo) -> Result<()> {
         let (shard, bits) = (self.shard_of(tensor)?, tensor.dtype.bitsize() as u64);
         if !is_checked(tensor.dtype) {
             return Ok(());
@@ -140,7 +131,7 @@ impl Checkpoint {
         shard.each_chunk(&tensor.range, |start, bytes| {
             let Some(at) = first_non_finite(tensor.dtype, bytes) else { return Ok(()) };
             let index = start * 8 / bits + at as u64;
-            Err(CheckpointError::NonFinite { tensor: tensor.name.clone(), index })
+            Err(Error::NonFiniteTensor { tensor: tensor.name.clone(), index })
         })
     }
 
@@ -168,10 +159,10 @@ impl Checkpoint {
         &self.shards
     }
 
-    pub(super) fn shard_of(&self, tensor: &TensorInfo) -> Result<&Shard, CheckpointError> {
+    pub(super) fn shard_of(&self, tensor: &TensorInfo) -> Result<&Shard> {
         if self.get(&tensor.name) != Some(tensor) {
             let (name, root) = (&tensor.name, self.root.display());
-            return Err(CheckpointError::Bug(format!("tensor `{name}` is not of `{root}`")));
+            return Err(Error::Bug(format!("tensor `{name}` is not of `{root}`")));
         }
         Ok(&self.shards[tensor.shard])
     }
@@ -181,7 +172,7 @@ impl Checkpoint {
         root: &Path,
         config: Config,
         files: impl IntoIterator<Item = PathBuf>,
-    ) -> Result<Self, CheckpointError> {
+    ) -> Result<Self> {
         let (root, by_name) = (root.to_owned(), HashMap::new());
         let mut all = Self { root, config, shards: Vec::new(), tensors: Vec::new(), by_name };
         for file in files {
@@ -194,10 +185,7 @@ impl Checkpoint {
                         second: shard.name(),
                         tensor: tensor.name,
                     };
-                    return Err(CheckpointError::Index {
-                        file: all.root.join(INDEX_FILE),
-                        problem,
-                    });
+                    return Err(Error::Index { file: all.root.join(INDEX_FILE), problem });
                 }
                 all.tensors.push(TensorInfo {
                     name: tensor.name,

@@ -8,15 +8,16 @@
 use std::fs::File;
 use std::io::{Read, Seek};
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::OnceLock;
 
 use memmap2::Mmap;
 use sha2::{Digest, Sha256};
 
-use super::error::CheckpointError;
 use super::file;
 use super::header::{Header, HeaderTensor};
+use super::names::file_name;
+use crate::error::{Error, Result};
 
 /// Bytes that the system maps at once where one of them is touched and all are in memory: as many as one
 /// entry of a page table can stand for, where it keeps a file in pieces as large.
@@ -41,9 +42,9 @@ pub(super) struct Shard {
 
 impl Shard {
     /// Opens the file, reads and checks its header, and touches no data.
-    pub(super) fn open(path: PathBuf) -> Result<(Self, Vec<HeaderTensor>), CheckpointError> {
+    pub(super) fn open(path: PathBuf) -> Result<(Self, Vec<HeaderTensor>)> {
         let (mut file, length) = file::open(&path, "a weights file")?;
-        let failed = |e| CheckpointError::io("read", &path, e);
+        let failed = |e| Error::io("read", &path, e);
         let (header, bytes) = match Header::read(&mut file, length).map_err(failed)? {
             Ok(valid) => valid,
             Err(problem) => {
@@ -51,7 +52,7 @@ impl Shard {
                 file.rewind().map_err(failed)?;
                 (&file).take(64).read_to_end(&mut start).map_err(failed)?;
                 file::refuse_lfs_pointer(&path, &start)?;
-                return Err(CheckpointError::header(&path, problem));
+                return Err(Error::header(&path, problem));
             }
         };
         let header_digest = Sha256::digest(bytes).into();
@@ -60,12 +61,12 @@ impl Shard {
     }
 
     /// The bytes of the file at `range`, mapped, not read.
-    pub(super) fn bytes(&self, range: &Range<u64>) -> Result<&[u8], CheckpointError> {
+    pub(super) fn bytes(&self, range: &Range<u64>) -> Result<&[u8]> {
         let map = self.map()?;
         let in_map = usize::try_from(range.start).ok().zip(usize::try_from(range.end).ok());
-        in_map.and_then(|(start, end)| map.get(start..end)).ok_or_else(|| {
-            CheckpointError::Bug(format!("{range:?} is not inside `{}`", self.path.display()))
-        })
+        in_map
+            .and_then(|(start, end)| map.get(start..end))
+            .ok_or_else(|| Error::Bug(format!("{range:?} is not inside `{}`", self.path.display())))
     }
 
     /// Shows `look` the bytes at `range`, a chunk after the other, each with its place from the start of
@@ -73,8 +74,8 @@ impl Shard {
     pub(super) fn each_chunk(
         &self,
         range: &Range<u64>,
-        mut look: impl FnMut(u64, &[u8]) -> Result<(), CheckpointError>,
-    ) -> Result<(), CheckpointError> {
+        mut look: impl FnMut(u64, &[u8]) -> Result<()>,
+    ) -> Result<()> {
         self.require_length()?;
         let mut buffer = Vec::new();
         for start in range.clone().step_by(CHUNK_BYTES as usize) {
@@ -88,17 +89,17 @@ impl Shard {
 
     /// Fills `buffer` with the bytes from `start` on, in whatever order others read.
     #[cfg(unix)]
-    fn read_at(&self, start: u64, buffer: &mut [u8]) -> Result<(), CheckpointError> {
+    fn read_at(&self, start: u64, buffer: &mut [u8]) -> Result<()> {
         use std::os::unix::fs::FileExt;
         self.file.read_exact_at(buffer, start).or_else(|e| {
             self.require_length()?;
-            Err(CheckpointError::io("read", &self.path, e))
+            Err(Error::io("read", &self.path, e))
         })
     }
 
     /// Where there is no reading at a place, the map serves.
     #[cfg(not(unix))]
-    fn read_at(&self, start: u64, buffer: &mut [u8]) -> Result<(), CheckpointError> {
+    fn read_at(&self, start: u64, buffer: &mut [u8]) -> Result<()> {
         buffer.copy_from_slice(self.bytes(&(start..start + buffer.len() as u64))?);
         Ok(())
     }
@@ -130,7 +131,7 @@ impl Shard {
     pub(super) fn release(&self, _range: &Range<u64>) {}
 
     /// The map, made at first use.
-    fn map(&self) -> Result<&Mmap, CheckpointError> {
+    fn map(&self) -> Result<&Mmap> {
         if let Some(map) = self.map.get() {
             return Ok(map);
         }
@@ -139,20 +140,15 @@ impl Shard {
         // program that changes it breaks the bytes under us, as for every program that maps files;
         // the length, whose change would be fatal, was checked a moment ago.
         let map = unsafe { Mmap::map(&self.file) };
-        let map = map.map_err(|e| CheckpointError::io("map", &self.path, e))?;
+        let map = map.map_err(|e| Error::io("map", &self.path, e))?;
         Ok(self.map.get_or_init(|| map))
     }
 
     /// An error where the file is no longer as long as its header says.
-    fn require_length(&self) -> Result<(), CheckpointError> {
-        let found =
-            self.file.metadata().map_err(|e| CheckpointError::io("read", &self.path, e))?.len();
+    fn require_length(&self) -> Result<()> {
+        let found = self.file.metadata().map_err(|e| Error::io("read", &self.path, e))?.len();
         if found != self.length {
-            return Err(CheckpointError::Changed {
-                file: self.path.clone(),
-                expected: self.length,
-                found,
-            });
+            return Err(Error::Changed { file: self.path.clone(), expected: self.length, found });
         }
         Ok(())
     }
@@ -161,9 +157,4 @@ impl Shard {
     pub(super) fn name(&self) -> String {
         file_name(&self.path)
     }
-}
-
-/// The last component of a path, for messages and the index.
-pub(super) fn file_name(path: &Path) -> String {
-    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }

@@ -2,30 +2,11 @@
 //!
 //! They are copied as they are. What counts as weights is decided by name, as the Hub does.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use super::error::CheckpointError;
-use super::reader::{CONFIG_FILE, Checkpoint, MANIFEST_FILE};
-use super::shard::file_name;
-
-/// Endings of files that hold weights, in any framework's format.
-const WEIGHT_ENDINGS: [&str; 15] = [
-    "safetensors",
-    "bin",
-    "pth",
-    "pt",
-    "ckpt",
-    "gguf",
-    "ggml",
-    "h5",
-    "msgpack",
-    "onnx",
-    "onnx_data",
-    "ot",
-    "npz",
-    "tflite",
-    "pdparams",
-];
+use super::names::{CONFIG_FILE, MANIFEST_FILE, file_name, is_weights, list};
+use super::reader::Checkpoint;
+use crate::error::Result;
 
 /// The one subfolder that belongs to the model itself: transformers keeps chat templates in it.
 const TEMPLATE_FOLDER: &str = "additional_chat_templates";
@@ -40,7 +21,7 @@ impl Checkpoint {
     ///
     /// # Errors
     /// A folder that cannot be listed, or a symlink that leads nowhere.
-    pub fn side_files(&self) -> Result<Vec<PathBuf>, CheckpointError> {
+    pub fn side_files(&self) -> Result<Vec<PathBuf>> {
         let mut files: Vec<PathBuf> =
             list(self.root())?.into_iter().filter(|path| is_side_file(&file_name(path))).collect();
         let templates = self.root().join(TEMPLATE_FOLDER);
@@ -52,40 +33,12 @@ impl Checkpoint {
     }
 }
 
-/// The names of the files in `folder` that hold weights, in any format, sorted.
-pub(super) fn weight_files(folder: &Path) -> Result<Vec<String>, CheckpointError> {
-    let files = list(folder)?;
-    let mut names: Vec<String> =
-        files.iter().map(|path| file_name(path)).filter(|name| is_weights(name)).collect();
-    names.sort();
-    Ok(names)
-}
-
 fn is_side_file(name: &str) -> bool {
     let made_by_writer = name == CONFIG_FILE || name == MANIFEST_FILE;
     !(made_by_writer
         || is_weights(name)
         || name.ends_with(".index.json")
         || name.starts_with(".git"))
-}
-
-fn is_weights(name: &str) -> bool {
-    let ending = Path::new(name).extension().and_then(|ending| ending.to_str());
-    ending.is_some_and(|ending| WEIGHT_ENDINGS.contains(&ending.to_ascii_lowercase().as_str()))
-}
-
-/// The regular files of a folder, through symlinks.
-fn list(folder: &Path) -> Result<Vec<PathBuf>, CheckpointError> {
-    let failed = |e| CheckpointError::io("list", folder, e);
-    let mut files = Vec::new();
-    for entry in std::fs::read_dir(folder).map_err(failed)? {
-        let path = entry.map_err(failed)?.path();
-        let metadata = path.metadata().map_err(|e| CheckpointError::io("read", &path, e))?;
-        if metadata.is_file() {
-            files.push(path);
-        }
-    }
-    Ok(files)
 }
 
 #[cfg(test)]

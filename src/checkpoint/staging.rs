@@ -11,10 +11,9 @@ use std::path::{Path, PathBuf};
 use tempfile::{Builder, TempDir};
 
 use super::durable::sync_folder;
-use super::error::CheckpointError;
-use super::problem::OutputProblem;
-use super::reader::CONFIG_FILE;
-use super::side::weight_files;
+use super::names::{CONFIG_FILE, weight_files};
+use crate::error::OutputProblem;
+use crate::error::{Error, Result};
 
 /// A folder that will become the output.
 #[derive(Debug)]
@@ -31,16 +30,12 @@ impl Staging {
     /// Makes the folder beside `out`, after every check that can be made before any work.
     ///
     /// `input` are the files and folders of the input, which `out` must not touch.
-    pub(super) fn create(
-        out: &Path,
-        input: &[PathBuf],
-        overwrite: bool,
-    ) -> Result<Self, CheckpointError> {
-        let refused = |problem| CheckpointError::output(out, problem);
+    pub(super) fn create(out: &Path, input: &[PathBuf], overwrite: bool) -> Result<Self> {
+        let refused = |problem| Error::output(out, problem);
         let target = resolve(out).map_err(refused)?;
         keep_apart(&target, input).map_err(refused)?;
         may_replace(&target, overwrite)
-            .map_err(|e| CheckpointError::io("list", &target, e))?
+            .map_err(|e| Error::io("list", &target, e))?
             .map_err(refused)?;
         let (Some(parent), Some(_)) = (target.parent(), target.file_name()) else {
             return Err(refused(OutputProblem::NoName));
@@ -60,14 +55,14 @@ impl Staging {
     }
 
     /// Makes the folder the output. Either the output is whole, or it is as it was.
-    pub(super) fn publish(self) -> Result<PathBuf, CheckpointError> {
+    pub(super) fn publish(self) -> Result<PathBuf> {
         let Self { folder, parents, asked_for, target, overwrite } = self;
         sync_folder(folder.path());
         // Hours may have passed: what could be replaced then may hold something else now.
-        let failed = |e| CheckpointError::io("replace", &target, e);
+        let failed = |e| Error::io("replace", &target, e);
         may_replace(&target, overwrite)
             .map_err(failed)?
-            .map_err(|problem| CheckpointError::output(&asked_for, problem))?;
+            .map_err(|problem| Error::output(&asked_for, problem))?;
         if target.exists() && exchange(folder.path(), &target) {
             // The old output lies where the new one grew, and goes when the folder is dropped.
             parents.keep();
@@ -82,7 +77,7 @@ impl Staging {
                 // If even this fails the old model stays where it is, whole, under the hidden name.
                 let _ = old.restore(&target);
             }
-            return Err(CheckpointError::io("rename the finished folder to", &target, e));
+            return Err(Error::io("rename the finished folder to", &target, e));
         }
         // The output stands: neither it nor the folders above it are to be removed any more.
         drop(folder.keep());
@@ -283,7 +278,7 @@ mod tests {
         model(&out);
         let staging = Staging::create(&out, &[], true).unwrap();
         fs::remove_dir_all(staging.path()).unwrap();
-        assert!(matches!(staging.publish(), Err(CheckpointError::Io { .. })));
+        assert!(matches!(staging.publish(), Err(Error::Io { .. })));
         assert_eq!(names(root.path()), ["out"]);
         assert_eq!(fs::read_to_string(out.join("model.safetensors")).unwrap(), "old");
     }
@@ -296,7 +291,7 @@ mod tests {
         model(&out);
         let error = staging.publish().unwrap_err();
         let problem = OutputProblem::NotEmpty;
-        assert!(matches!(error, CheckpointError::Output { problem: p, .. } if p == problem));
+        assert!(matches!(error, Error::Output { problem: p, .. } if p == problem));
         assert_eq!(names(root.path()), ["out"]);
     }
 
@@ -318,7 +313,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         fs::write(root.path().join("file"), "").unwrap();
         let refused = |path: &str| match Staging::create(&root.path().join(path), &[], false) {
-            Err(CheckpointError::Output { problem, .. }) => problem,
+            Err(Error::Output { problem, .. }) => problem,
             other => panic!("{path}: {other:?}"),
         };
         assert_eq!(refused("file"), OutputProblem::NotAFolder);

@@ -16,12 +16,13 @@ use serde_json::Value;
 use super::config::Config;
 use super::decode::first_non_finite;
 use super::durable::{self, NewFile, write_whole};
-use super::error::CheckpointError;
-use super::index::{self, INDEX_FILE};
+use super::index;
 use super::layout::{DataOrder, Layout, Place};
-use super::reader::{CONFIG_FILE, Checkpoint, MANIFEST_FILE};
+use super::names::{CONFIG_FILE, INDEX_FILE, MANIFEST_FILE};
+use super::reader::Checkpoint;
 use super::staging::Staging;
 use super::tensor::{TensorInfo, TensorSpec};
+use crate::error::{Error, Result};
 
 /// How a model is written.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -78,7 +79,7 @@ impl ModelWriter {
         source: &Checkpoint,
         tensors: Vec<TensorSpec>,
         options: &WriteOptions,
-    ) -> Result<Self, CheckpointError> {
+    ) -> Result<Self> {
         let layout = Layout::new(tensors, options.max_shard_size, options.data_order)?;
         let side_files = source.side_files()?;
         // The files as well as the folder: in the Hub's cache they are symlinks to elsewhere.
@@ -88,6 +89,19 @@ impl ModelWriter {
         let staging = Staging::create(out, &input, options.overwrite)?;
         let source_root = source.root().to_owned();
         Ok(Self { open: None, staging, layout, next: 0, source_root, side_files })
+    }
+
+    /// Refuses what [`create`](Self::create) would refuse, and leaves nothing behind.
+    ///
+    /// # Errors
+    /// As [`create`](Self::create).
+    pub fn check(
+        out: &Path,
+        source: &Checkpoint,
+        tensors: Vec<TensorSpec>,
+        options: &WriteOptions,
+    ) -> Result<()> {
+        Self::create(out, source, tensors, options).map(drop)
     }
 
     /// The tensor that has to be written next; `None` when all are written.
@@ -100,7 +114,7 @@ impl ModelWriter {
     ///
     /// # Errors
     /// A value that is not finite, a full disk; a bug for another name or size than planned.
-    pub fn write(&mut self, name: &str, bytes: &[u8]) -> Result<(), CheckpointError> {
+    pub fn write(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
         self.write_parts(name, [bytes])
     }
 
@@ -113,7 +127,7 @@ impl ModelWriter {
         &mut self,
         name: &str,
         parts: impl IntoIterator<Item = &'a [u8]>,
-    ) -> Result<(), CheckpointError> {
+    ) -> Result<()> {
         let mut pending = self.begin(name)?;
         for part in parts {
             self.append(&mut pending, name, part)?;
@@ -125,11 +139,7 @@ impl ModelWriter {
     ///
     /// # Errors
     /// As [`write`](Self::write), and those of reading.
-    pub fn copy(
-        &mut self,
-        source: &Checkpoint,
-        tensor: &TensorInfo,
-    ) -> Result<(), CheckpointError> {
+    pub fn copy(&mut self, source: &Checkpoint, tensor: &TensorInfo) -> Result<()> {
         self.copy_as(&tensor.name, source, tensor)
     }
 
@@ -138,12 +148,7 @@ impl ModelWriter {
     ///
     /// # Errors
     /// As [`copy`](Self::copy).
-    pub fn copy_as(
-        &mut self,
-        name: &str,
-        source: &Checkpoint,
-        tensor: &TensorInfo,
-    ) -> Result<(), CheckpointError> {
+    pub fn copy_as(&mut self, name: &str, source: &Checkpoint, tensor: &TensorInfo) -> Result<()> {
         let pending = self.begin(name)?;
         self.carry(pending, source, tensor)
     }
@@ -153,11 +158,7 @@ impl ModelWriter {
     ///
     /// # Errors
     /// As [`copy`](Self::copy), but for the values.
-    pub fn copy_unread(
-        &mut self,
-        source: &Checkpoint,
-        tensor: &TensorInfo,
-    ) -> Result<(), CheckpointError> {
+    pub fn copy_unread(&mut self, source: &Checkpoint, tensor: &TensorInfo) -> Result<()> {
         let pending = Pending { checked: false, ..self.begin(&tensor.name)? };
         self.carry(pending, source, tensor)
     }
@@ -167,10 +168,10 @@ impl ModelWriter {
         mut pending: Pending,
         source: &Checkpoint,
         tensor: &TensorInfo,
-    ) -> Result<(), CheckpointError> {
+    ) -> Result<()> {
         let spec = &pending.spec;
         if (spec.dtype, &spec.shape) != (tensor.dtype, &tensor.shape) {
-            return Err(CheckpointError::Bug(format!(
+            return Err(Error::Bug(format!(
                 "tensor `{}` is planned as {} {:?} and copied from {} {:?}",
                 spec.name, spec.dtype, spec.shape, tensor.dtype, tensor.shape
             )));
@@ -185,11 +186,7 @@ impl ModelWriter {
     ///
     /// # Errors
     /// Those of [`seal`](Self::seal) and [`SealedModel::publish`].
-    pub fn finish(
-        self,
-        config: &Config,
-        manifest: &Value,
-    ) -> Result<WrittenModel, CheckpointError> {
+    pub fn finish(self, config: &Config, manifest: &Value) -> Result<WrittenModel> {
         self.seal(config, manifest)?.publish()
     }
 
@@ -198,10 +195,10 @@ impl ModelWriter {
     ///
     /// # Errors
     /// A full disk; a bug if tensors are still to be written.
-    pub fn seal(self, config: &Config, manifest: &Value) -> Result<SealedModel, CheckpointError> {
+    pub fn seal(self, config: &Config, manifest: &Value) -> Result<SealedModel> {
         if let Some(tensor) = self.expected() {
             let (left, first) = (self.layout.tensors.len() - self.next, &tensor.name);
-            return Err(CheckpointError::Bug(format!(
+            return Err(Error::Bug(format!(
                 "{left} planned tensors were not written, the first is `{first}`"
             )));
         }
@@ -218,11 +215,11 @@ impl ModelWriter {
     }
 
     /// The next tensor, which has to be `name`, with its file open.
-    fn begin(&mut self, name: &str) -> Result<Pending, CheckpointError> {
+    fn begin(&mut self, name: &str) -> Result<Pending> {
         let Some(spec) = self.expected().filter(|tensor| tensor.name == name) else {
             let expected = self.expected().map_or("no tensor", |tensor| &tensor.name);
             let message = format!("tensor `{name}` came where `{expected}` was planned");
-            return Err(CheckpointError::Bug(message));
+            return Err(Error::Bug(message));
         };
         let (spec, place) = (spec.clone(), self.layout.places[self.next].clone());
         let shard = &self.layout.shards[place.shard];
@@ -235,12 +232,7 @@ impl ModelWriter {
     }
 
     /// Adds to the tensor what its data continue with; errors name it `label`.
-    fn append(
-        &mut self,
-        pending: &mut Pending,
-        label: &str,
-        bytes: &[u8],
-    ) -> Result<(), CheckpointError> {
+    fn append(&mut self, pending: &mut Pending, label: &str, bytes: &[u8]) -> Result<()> {
         let Pending { spec, place, written, checked } = pending;
         let after = *written + bytes.len() as u64;
         if after > spec.bytes() {
@@ -249,11 +241,11 @@ impl ModelWriter {
         let bits = spec.dtype.bitsize() as u64;
         if bits >= 8 && !(bytes.len() as u64).is_multiple_of(bits / 8) {
             let message = format!("tensor `{}`: a part ends inside an element", spec.name);
-            return Err(CheckpointError::Bug(message));
+            return Err(Error::Bug(message));
         }
         if *checked && let Some(at) = first_non_finite(spec.dtype, bytes) {
             let index = *written / (bits / 8) + at as u64;
-            return Err(CheckpointError::NonFinite { tensor: label.to_owned(), index });
+            return Err(Error::NonFiniteTensor { tensor: label.to_owned(), index });
         }
         if let Some(file) = &mut self.open {
             file.write_at(place.range.start + *written, bytes)?;
@@ -263,7 +255,7 @@ impl ModelWriter {
     }
 
     /// Completes the tensor, and its file if it is the file's last.
-    fn end(&mut self, pending: &Pending) -> Result<(), CheckpointError> {
+    fn end(&mut self, pending: &Pending) -> Result<()> {
         if pending.written != pending.spec.bytes() {
             return Err(wrong_size(&pending.spec, pending.written));
         }
@@ -277,14 +269,13 @@ impl ModelWriter {
         Ok(())
     }
 
-    fn copy_side_files(&self) -> Result<(), CheckpointError> {
+    fn copy_side_files(&self) -> Result<()> {
         for from in &self.side_files {
             // `side_files` lists what is below the root, by paths that begin with it.
             let below = from.strip_prefix(&self.source_root).unwrap_or(from);
             let to = self.staging.path().join(below);
             if let Some(folder) = to.parent() {
-                std::fs::create_dir_all(folder)
-                    .map_err(|e| CheckpointError::io("create", folder, e))?;
+                std::fs::create_dir_all(folder).map_err(|e| Error::io("create", folder, e))?;
             }
             durable::copy(from, to)?;
         }
@@ -292,7 +283,7 @@ impl ModelWriter {
     }
 
     /// The index, where there is more than one file to find a tensor in.
-    fn write_index(&self) -> Result<(), CheckpointError> {
+    fn write_index(&self) -> Result<()> {
         let Layout { tensors, places, shards } = &self.layout;
         if shards.len() == 1 {
             return Ok(());
@@ -318,7 +309,7 @@ impl SealedModel {
     ///
     /// # Errors
     /// As [`Checkpoint::open`].
-    pub fn reopen(&self) -> Result<Checkpoint, CheckpointError> {
+    pub fn reopen(&self) -> Result<Checkpoint> {
         Checkpoint::open_with(self.staging.path(), self.config.clone())
     }
 
@@ -326,7 +317,7 @@ impl SealedModel {
     ///
     /// # Errors
     /// A full disk, an output that appeared meanwhile.
-    pub fn publish(self) -> Result<WrittenModel, CheckpointError> {
+    pub fn publish(self) -> Result<WrittenModel> {
         write_whole(self.staging.path().join(CONFIG_FILE), self.config.text().as_bytes())?;
         let path = self.staging.publish()?;
         Ok(WrittenModel { path, weight_bytes: self.weight_bytes, shards: self.shards })
@@ -342,7 +333,7 @@ struct Pending {
     checked: bool,
 }
 
-fn wrong_size(spec: &TensorSpec, found: u64) -> CheckpointError {
+fn wrong_size(spec: &TensorSpec, found: u64) -> Error {
     let (name, expected) = (&spec.name, spec.bytes());
-    CheckpointError::Bug(format!("tensor `{name}`: {expected} bytes were planned, {found} came"))
+    Error::Bug(format!("tensor `{name}`: {expected} bytes were planned, {found} came"))
 }

@@ -1,23 +1,24 @@
 //! `bantam compress`: measure, allocate, apply, write, verify.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Instant;
 
 use serde_json::json;
 
-use super::args::{self, CalibrationArgs, MethodArgs, ModelArg, ReportArgs, TargetArgs};
-use super::compute::{ComputeArgs, measuring_pass};
+use super::args::{self, CalibrationArgs, ModelArg, ReportArgs};
+use super::compute::ComputeArgs;
 use super::console::Console;
-use super::job::{JobArgs, existing_parent};
+use super::job::JobArgs;
 use super::plan::describe;
 use super::report::{exact_size, peak_rss_bytes, peak_text};
-use crate::arch::SourceModel;
-use crate::checkpoint::{ModelWriter, TensorInfo, WriteOptions};
-use crate::error::{Error, Result};
-use crate::job::Job;
-use crate::passes::{Needs, PassOptions, Repairs, StackOptions};
-use crate::pipeline::{CalibrationText, Context, Request, analyse, apply, draw_plan};
-use crate::plan::{Plan, Rule};
+use super::settings::{SettingsArgs, TargetArgs};
+use crate::arch::Model;
+use crate::checkpoint::WriteOptions;
+use crate::error::Result;
+use crate::passes::Repairs;
+use crate::pipeline::{Outcome, Run};
+use crate::plan::Plan;
+use crate::settings::Rule;
 
 /// Write a smaller model.
 ///
@@ -39,16 +40,11 @@ pub(super) struct Args {
     target: Option<TargetArgs>,
 
     /// Carry out this plan, drawn by `bantam plan -o`.
-    #[arg(
-        long,
-        value_name = "FILE",
-        group = "TargetArgs",
-        conflicts_with_all = ["method", "rank_multiple", "floor", "paper", "no_gradients", "fold"]
-    )]
+    #[arg(long, value_name = "FILE", group = "TargetArgs", conflicts_with = "SettingsArgs")]
     plan: Option<PathBuf>,
 
     #[command(flatten)]
-    method: MethodArgs,
+    settings: SettingsArgs,
 
     #[command(flatten)]
     calibration: CalibrationArgs,
@@ -92,146 +88,52 @@ impl OutputArgs {
     }
 }
 
-/// What a run did.
-#[derive(Debug)]
-pub(super) struct Outcome {
-    pub(super) plan: Plan,
-    pub(super) repairs: Repairs,
-    pub(super) seconds: f64,
-}
-
 pub(super) fn run(args: &Args, console: &Console) -> Result<()> {
     let started = Instant::now();
     let model = args.model.open()?;
-    if model.stack.is_some() {
-        return Err(Error::usage(
-            format!("`{}` is a stack already", model.checkpoint.root().display()),
-            "`bantam fit` cuts it to any size",
-        ));
-    }
-    let options = args.write.options();
-    let (choices, passes, measure) = match (&args.plan, &args.target) {
-        (Some(file), _) => {
-            let plan = Plan::read(file, &model)?;
-            let options = PassOptions {
-                rank_multiple: plan.rank_multiple,
-                paper: plan.paper,
-                stack: StackOptions::default(),
-            };
-            let (passes, measure) = (args::passes(&plan.methods, options), plan.measure_options());
-            (Choices::Planned(Box::new(plan)), passes, measure)
-        }
-        (None, target) => {
-            let (method, target) = (&args.method, target.as_ref());
-            (
-                Choices::Asked(method.request(target)?),
-                method.passes(target),
-                method.measure_options(target),
-            )
-        }
+    let run = match &args.plan {
+        Some(file) => Run::of_plan(&model, Plan::read(file, &model)?)?,
+        None => Run::new(&model, args.settings.settings(args.target.as_ref())?)?,
     };
-    let text = args.calibration.read(&model, console)?;
-    let windows = args.calibration.shape(&model)?;
-    let pass = measuring_pass(&model, measure.gradients);
-    let place = args.compute.place(&model, windows.1, pass, console)?;
-    let context = Context {
-        passes: &passes,
-        measure,
-        activation_memory: args.calibration.activation_memory,
-        windows,
-        place: &place,
-        progress: console,
-    };
-    let (text, out) = (text.as_ref(), args.write.output.as_path());
-    refuse_early(&model, &choices, text, out, &options, context)?;
-    let mut job = args.job.open(&model, text, &existing_parent(out), context)?;
-    let result = compress(&model, choices, text, &mut job, out, &options, context);
-    let mut outcome = args.job.explain_failure(result, console)?;
-    outcome.seconds = started.elapsed().as_secs_f64();
+    let run = prepared(run, &args.calibration, &args.compute, true, &model, console)?;
+    let (out, options) = (args.write.output.as_path(), args.write.options());
+    run.check(out, &options)?;
+    let mut run = args.job.open(run)?;
+    let outcome = args.job.explain_failure(run.write(out, &options), console)?;
     console.detail(&describe(&outcome.plan));
-    report(&outcome, args, console)
+    report(&outcome, started.elapsed().as_secs_f64(), args, console)
 }
 
-/// Where the choices come from.
-pub(super) enum Choices {
-    /// A plan drawn before.
-    Planned(Box<Plan>),
-    /// A plan to draw.
-    Asked(Request),
-}
-
-/// The road from the statistics to the model that is written.
-pub(super) fn compress(
-    model: &SourceModel,
-    choices: Choices,
-    text: Option<&CalibrationText>,
-    job: &mut Job,
-    out: &Path,
-    options: &WriteOptions,
-    context: Context<'_>,
-) -> Result<Outcome> {
-    let started = Instant::now();
-    analyse(model, text, job, context)?;
-    let plan = match choices {
-        Choices::Planned(plan) => *plan,
-        Choices::Asked(request) => draw_plan(model, &request, Some(job), text, context)?,
+/// A run with its text, and with a device where it `computes`.
+pub(super) fn prepared<'a>(
+    run: Run<'a>,
+    calibration: &CalibrationArgs,
+    compute: &ComputeArgs,
+    computes: bool,
+    model: &'a Model,
+    console: &'a Console,
+) -> Result<Run<'a>> {
+    let cut = calibration.cut();
+    let length = cut.length(model)?;
+    let run = run.told(console).with_activation_memory(calibration.activation_memory);
+    let run = match calibration.read(model, console)? {
+        Some(text) => run.text(text),
+        None => run.expecting(cut.windows.unwrap_or_default(), length),
     };
-    job.record_plan(&plan.to_json()?)?;
-    apply(model, &plan, job, out, options, context)?;
-    let seconds = started.elapsed().as_secs_f64();
-    Ok(Outcome { plan, repairs: job.repairs(), seconds })
-}
-
-/// Refuses what can be refused before any work.
-pub(super) fn refuse_early(
-    model: &SourceModel,
-    choices: &Choices,
-    text: Option<&CalibrationText>,
-    out: &Path,
-    options: &WriteOptions,
-    context: Context<'_>,
-) -> Result<()> {
-    let mut passes = context.passes.iter();
-    if let (None, Some(pass)) = (text, passes.find(|pass| pass.needs() > Needs::Weights)) {
-        return Err(Error::usage(
-            format!("method `{}` measures activations and needs calibration text", pass.method()),
-            "add --text FILE",
-        ));
-    }
-    let tensors = match choices {
-        Choices::Planned(plan) => {
-            same_calibration(plan, text)?;
-            plan.tensors.clone()
+    match computes {
+        true => {
+            let place = compute.on(model, length, &run.measured(), console)?;
+            Ok(run.on(place))
         }
-        // Ranks are not known yet, but from the shapes alone it is known whether any fit.
-        Choices::Asked(request) if !matches!(request.rule, Rule::Reduce(_)) => {
-            draw_plan(model, request, None, text, context)?.tensors
-        }
-        // This rule has no size to miss.
-        Choices::Asked(_) => model.checkpoint.tensors().map(TensorInfo::spec).collect(),
-    };
-    ModelWriter::create(out, &model.checkpoint, tensors, options).map(drop)?;
-    Ok(())
-}
-
-/// A plan that was measured holds for the text it was measured on.
-fn same_calibration(plan: &Plan, text: Option<&CalibrationText>) -> Result<()> {
-    match (&plan.calibration, text.map(CalibrationText::record)) {
-        (Some(planned), Some(given)) if *planned != given => Err(Error::usage(
-            format!(
-                "the plan was measured on {} windows of {} tokens (text {}), not on this text",
-                planned.windows, planned.window, planned.text_sha256
-            ),
-            "give the same --text, --windows, --window and --seed, or draw the plan again",
-        )),
-        _ => Ok(()),
+        false => Ok(run),
     }
 }
 
-fn report(outcome: &Outcome, args: &Args, console: &Console) -> Result<()> {
+fn report(outcome: &Outcome, seconds: f64, args: &Args, console: &Console) -> Result<()> {
     let (plan, peak) = (&outcome.plan, peak_rss_bytes());
+    let settings = &plan.settings;
     let (before, after) = (plan.model.weight_bytes, plan.weight_bytes);
-    let budget = match plan.rule {
+    let budget = match settings.rule {
         Rule::Target(target) => Some(target.bytes(before)),
         Rule::Uniform(_) | Rule::Reduce(_) | Rule::Stack => None,
     };
@@ -242,12 +144,12 @@ fn report(outcome: &Outcome, args: &Args, console: &Console) -> Result<()> {
             "weight_bytes_out": after,
             "budget_bytes": budget,
             "keep": after as f64 / before as f64,
-            "rule": plan.rule,
-            "methods": plan.methods,
-            "folded": plan.fold,
-            "expected_loss": plan.units.iter().map(|u| u.offer.expected_loss).sum::<f64>(),
+            "rule": settings.rule,
+            "methods": settings.methods,
+            "folded": settings.fold,
+            "expected_loss": plan.expected_loss(),
             "repairs": outcome.repairs,
-            "seconds": outcome.seconds,
+            "seconds": seconds,
             "peak_rss_bytes": peak,
         }));
     }
@@ -257,19 +159,19 @@ fn report(outcome: &Outcome, args: &Args, console: &Console) -> Result<()> {
         exact_size(after),
         100.0 * after as f64 / before as f64
     );
-    if let Some(budget) = budget.filter(|_| !plan.fold) {
+    if let Some(budget) = budget.filter(|_| !settings.fold) {
         text += &format!("budget      {budget} bytes, {} left\n", budget - after.min(budget));
     }
     let Repairs { clipped_eigenvalues, raised_channels, exact_decompositions } = outcome.repairs;
     let repairs = [
         (clipped_eigenvalues, "negative eigenvalues taken as zero"),
         (raised_channels, "channels without gradient raised to the least importance"),
-        (exact_decompositions, "blocks decomposed exactly, as the quick way did not converge"),
+        (exact_decompositions, "levels decomposed exactly, as the quick way did not converge"),
     ];
     for (count, what) in repairs.into_iter().filter(|(count, _)| *count > 0) {
         text += &format!("repairs     {count} {what}\n");
     }
-    text += &format!("time        {:.1} s\npeak memory {}\n", outcome.seconds, peak_text(peak));
+    text += &format!("time        {seconds:.1} s\npeak memory {}\n", peak_text(peak));
     text += &format!("wrote       {}\n", args.write.output.display());
     console.data(&text)
 }

@@ -5,18 +5,18 @@ use clap::{Args, ValueEnum};
 
 use super::args::size;
 use super::console::Console;
-use crate::arch::SourceModel;
+use crate::arch::Model;
 use crate::error::{Error, Result};
-use crate::measure::{PassKind, Place};
+use crate::measure::{Compute, Measured};
 use crate::ops;
-use crate::plan::{format_size, largest_decomposition};
+use crate::settings::format_size;
 
 /// The device.
 #[derive(Debug, Args)]
 pub(super) struct ComputeArgs {
     /// Where to compute; auto takes the GPU where there is one.
     #[arg(long, value_enum, value_name = "DEVICE", default_value = "auto")]
-    compute: Compute,
+    compute: DeviceName,
 
     /// Device memory to take at most [default: what is free].
     #[arg(long, value_name = "SIZE", value_parser = size)]
@@ -25,7 +25,7 @@ pub(super) struct ComputeArgs {
 
 /// Devices as typed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Compute {
+enum DeviceName {
     /// The GPU where there is one, else the CPU.
     Auto,
     /// The CPU.
@@ -41,9 +41,9 @@ impl ComputeArgs {
     /// [`Error::NoGpu`] where one is asked for by name.
     pub(super) fn device(&self, console: &Console) -> Result<Device> {
         match self.compute {
-            Compute::Cpu => Ok(Device::Cpu),
-            Compute::Cuda => ops::gpu(),
-            Compute::Auto => match ops::gpu() {
+            DeviceName::Cpu => Ok(Device::Cpu),
+            DeviceName::Cuda => ops::gpu(),
+            DeviceName::Auto => match ops::gpu() {
                 Ok(device) => Ok(device),
                 Err(Error::NoGpu { why }) => {
                     console.detail(&format!("computing on the CPU: {why}"));
@@ -54,31 +54,26 @@ impl ComputeArgs {
         }
     }
 
-    /// The device, and how a pass over windows of `length` tokens is to go about it.
+    /// The device, and how a run over windows of `length` tokens that takes `measured` goes about it.
     ///
     /// # Errors
     /// As [`device`](Self::device); [`Error::DeviceMemory`] where not even one window fits.
-    pub(super) fn place(
+    pub(super) fn on(
         &self,
-        model: &SourceModel,
+        model: &Model,
         length: usize,
-        pass: PassKind,
+        measured: &Measured<'_>,
         console: &Console,
-    ) -> Result<Place> {
+    ) -> Result<Compute> {
         let device = self.device(console)?;
-        let Some(free) = ops::free_memory(&device)? else { return Ok(Place::cpu()) };
+        let Some(free) = ops::free_memory(&device)? else { return Ok(Compute::cpu()) };
         let memory = self.device_memory.unwrap_or(free).min(free);
-        let place = Place::on(&device, memory, model, length, pass)?;
+        let compute = Compute::on(&device, memory, model, length, measured)?;
         console.detail(&format!(
             "computing on the GPU, {} of its memory, {} tokens at a time",
             format_size(memory),
-            place.chunk_tokens(length)
+            compute.chunk_tokens(length)
         ));
-        Ok(place)
+        Ok(compute)
     }
-}
-
-/// What a pass takes that measures for compressor passes.
-pub(super) fn measuring_pass(model: &SourceModel, gradients: bool) -> PassKind {
-    PassKind { gradients, moments: true, decomposition: largest_decomposition(model) }
 }

@@ -5,21 +5,18 @@ use std::time::Instant;
 
 use serde_json::json;
 
-use super::args::{ACTIVATION_MEMORY, ReportArgs, fraction, passes, windows_of_text};
-use super::compress::{Choices, compress, refuse_early};
-use super::compute::{ComputeArgs, measuring_pass};
+use super::args::{ReportArgs, fraction};
+use super::compute::ComputeArgs;
 use super::console::Console;
 use super::report::{exact_size, peak_rss_bytes, peak_text, perplexity_text};
 use super::table::Table;
-use crate::arch::SourceModel;
+use crate::arch::Model;
 use crate::checkpoint::WriteOptions;
 use crate::error::{Error, Result};
 use crate::eval::{Perplexity, perplexity};
-use crate::job::Job;
-use crate::measure::{Draw, MeasureOptions};
-use crate::passes::{Method, PassOptions};
-use crate::pipeline::{Context, Request};
-use crate::plan::{BlockOrder, Rule, Target};
+use crate::measure::{Cut, Draw, TextWindows};
+use crate::pipeline::Run;
+use crate::settings::{Rule, Settings};
 
 /// Fit the bundled model to a smaller budget and show what it cost.
 ///
@@ -79,42 +76,25 @@ pub(super) fn run(args: &Args, console: &Console) -> Result<()> {
     let test_file = write(root, "test.txt", TEST)?;
     let output = args.output.clone().unwrap_or_else(|| root.join("smaller"));
 
-    let model = SourceModel::open(&input)?;
-    let test = windows_of_text(&model, &[test_file], WINDOW, None, Draw::FromStart)?;
-    let text =
-        windows_of_text(&model, &[calibration_file], WINDOW, Some(WINDOWS), Draw::FromStart)?;
-    let pass = measuring_pass(&model, true);
-    let place = args.compute.place(&model, WINDOW, pass, console)?;
-    let before = perplexity(&model, &test.windows, &place, console)?;
+    let model = Model::open(&input)?;
+    let cut = |windows| Cut { length: Some(WINDOW), windows, draw: Draw::FromStart };
+    let test = TextWindows::read(&model, &[test_file], cut(None))?;
+    let text = TextWindows::read(&model, &[calibration_file], cut(Some(WINDOWS)))?;
+    let run = Run::new(&model, Settings::new(Rule::keep(args.keep)))?.text(text).told(console);
+    let compute = args.compute.on(&model, WINDOW, &run.measured(), console)?;
+    let before = perplexity(&model, test.windows(), &compute, console)?;
 
-    let measure = MeasureOptions { gradients: true, paper: false };
-    let passes = passes(&[Method::Lord], PassOptions::default());
-    let context = Context {
-        passes: &passes,
-        measure,
-        activation_memory: ACTIVATION_MEMORY,
-        windows: (WINDOWS, WINDOW),
-        place: &place,
-        progress: console,
-    };
-    let request = Request {
-        rule: Rule::Target(Target::Keep(args.keep)),
-        rank_multiple: 8,
-        floor: 0.5,
-        fold: false,
-        order: BlockOrder::default(),
-    };
-    let options = WriteOptions::default();
-    let (choices, text) = (Choices::Asked(request), Some(&text));
-    refuse_early(&model, &choices, text, &output, &options, context)?;
-    let mut job = Job::temporary(root)?;
-    let outcome = compress(&model, choices, text, &mut job, &output, &options, context)?;
-    let after = perplexity(&SourceModel::open(&output)?, &test.windows, &place, console)?;
+    let (mut run, options) = (run.on(compute.clone()), WriteOptions::default());
+    run.check(&output, &options)?;
+    let compressing = Instant::now();
+    let outcome = run.write(&output, &options)?;
+    let compress_seconds = compressing.elapsed().as_secs_f64();
+    let after = perplexity(&Model::open(&output)?, test.windows(), &compute, console)?;
 
     let figures = Figures {
         bytes: [outcome.plan.model.weight_bytes, outcome.plan.weight_bytes],
         perplexity: [before, after],
-        compress_seconds: outcome.seconds,
+        compress_seconds,
         seconds: started.elapsed().as_secs_f64(),
         peak: peak_rss_bytes(),
     };

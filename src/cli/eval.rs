@@ -5,14 +5,14 @@ use std::time::Instant;
 
 use serde_json::json;
 
-use super::args::{ModelArg, PrefixArgs, ReportArgs, window_length, windows_of_text};
+use super::args::{ModelArg, PrefixArgs, ReportArgs};
 use super::compute::ComputeArgs;
 use super::console::Console;
 use super::report::{peak_rss_bytes, peak_text, perplexity_text};
-use crate::arch::SourceModel;
+use crate::arch::Model;
 use crate::error::{Error, Result};
 use crate::eval::perplexity;
-use crate::measure::{Draw, PassKind, Windows};
+use crate::measure::{Cut, Draw, Measured, TextWindows, Windows};
 
 /// Measure perplexity.
 ///
@@ -58,8 +58,9 @@ pub(super) fn run(args: &Args, console: &Console) -> Result<()> {
     let model = args.prefix.open(&args.model)?;
     let (windows, text_sha256) = windows(args, &model)?;
     let started = Instant::now();
-    let place = args.compute.place(&model, windows.length(), PassKind::default(), console)?;
-    let found = perplexity(&model, &windows, &place, console)?;
+    let measured = Measured::default();
+    let compute = args.compute.on(&model, windows.length(), &measured, console)?;
+    let found = perplexity(&model, &windows, &compute, console)?;
     let seconds = started.elapsed().as_secs_f64();
     let peak = peak_rss_bytes();
     if args.report.json {
@@ -85,10 +86,10 @@ pub(super) fn run(args: &Args, console: &Console) -> Result<()> {
 }
 
 /// The token windows, and the hash of the text they come from.
-fn windows(args: &Args, model: &SourceModel) -> Result<(Windows, Option<String>)> {
+fn windows(args: &Args, model: &Model) -> Result<(Windows, Option<String>)> {
     if let Some(file) = &args.ids {
-        let windows = Windows::from_ids_file(file, model.spec.vocab)?;
-        let limit = model.spec.max_positions;
+        let windows = Windows::from_ids_file(file, model.spec().vocab)?;
+        let limit = model.spec().max_positions;
         if windows.length() > limit {
             return Err(Error::usage(
                 format!(
@@ -100,8 +101,9 @@ fn windows(args: &Args, model: &SourceModel) -> Result<(Windows, Option<String>)
         }
         return Ok((windows, None));
     }
-    let length = window_length(args.window, model)?;
-    let limit = args.windows.map(|n| n as usize);
-    let text = windows_of_text(model, &args.text, length, limit, Draw::FromStart)?;
-    Ok((text.windows, Some(text.text_sha256)))
+    let number = |n: Option<u32>| n.map(|n| n as usize);
+    let (length, windows) = (number(args.window), number(args.windows));
+    let text =
+        TextWindows::read(model, &args.text, Cut { length, windows, draw: Draw::FromStart })?;
+    Ok((text.windows().clone(), Some(text.record().text_sha256.clone())))
 }

@@ -44,16 +44,16 @@ pub(super) fn run(args: &Args, console: &Console) -> Result<()> {
     let (model, out) = (args.model.open()?, args.write.output.as_path());
     let found = cut(model, args.budget, args.fold, out, &args.write.options(), console)?;
     let (seconds, peak) = (started.elapsed().as_secs_f64(), peak_rss_bytes());
-    let mean_levels = found.blocks as f64 / found.linears.max(1) as f64;
+    let mean_levels = found.levels as f64 / found.linears.max(1) as f64;
     if args.report.json {
         return console.json(&json!({
             "output": args.write.output,
             "weight_bytes_in": found.bytes_in,
-            "weight_bytes_out": found.weight_bytes,
+            "weight_bytes_out": found.written.weight_bytes,
             "budget_bytes": args.budget,
             "prefix_bytes": found.prefix_bytes,
-            "blocks_in": found.blocks_in,
-            "blocks": found.blocks,
+            "blocks_in": found.levels_in,
+            "blocks": found.levels,
             "mean_levels": mean_levels,
             "expected_loss": found.expected_loss,
             "folded": args.fold,
@@ -65,13 +65,13 @@ pub(super) fn run(args: &Args, console: &Console) -> Result<()> {
         "stack       {} -> {}\nblocks      {} of {}, {mean_levels:.2} levels on average\n",
         exact_size(found.bytes_in),
         exact_size(found.prefix_bytes),
-        found.blocks,
-        found.blocks_in,
+        found.levels,
+        found.levels_in,
     );
     text +=
         &format!("budget      {} bytes, {} left\n", args.budget, args.budget - found.prefix_bytes);
     if args.fold {
-        text += &format!("folded      {}\n", exact_size(found.weight_bytes));
+        text += &format!("folded      {}\n", exact_size(found.written.weight_bytes));
     }
     if let Some(loss) = found.expected_loss {
         text += &format!("expected    {loss:.5}\n");

@@ -53,13 +53,13 @@ pub(super) fn run(args: &Args, console: &Console) -> Result<()> {
     let model = args.prefix.open(&args.model)?;
     let tokenizer = Tokenizer::open(&model)?;
     let ids = tokenizer.encode(&args.prompt, true)?;
-    let room = model.spec.max_positions.saturating_sub(ids.len());
+    let room = model.spec().max_positions.saturating_sub(ids.len());
     if room == 0 {
         return Err(Error::usage(
             format!(
                 "the prompt has {} tokens, the model takes {}",
                 ids.len(),
-                model.spec.max_positions
+                model.spec().max_positions
             ),
             "give a shorter prompt",
         ));
@@ -76,7 +76,7 @@ pub(super) fn run(args: &Args, console: &Console) -> Result<()> {
     for _ in 0..limit {
         console.check()?;
         let id = sampler.next(&logits)?;
-        if model.spec.eos.contains(&id) {
+        if model.spec().eos.contains(&id) {
             break;
         }
         made.push(id);

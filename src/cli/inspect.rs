@@ -9,10 +9,10 @@ use super::console::Console;
 use super::report::exact_size;
 use super::system;
 use super::table::Table;
-use crate::arch::{MlpSpec, Role, SourceModel, Storage};
+use crate::arch::{MlpSpec, Model, Role, Storage};
 use crate::checkpoint::TensorInfo;
 use crate::error::Result;
-use crate::plan::format_size;
+use crate::settings::format_size;
 
 /// Show family, sizes, dtypes and bytes by role; or what this machine computes with.
 ///
@@ -46,7 +46,7 @@ struct RoleTotals {
     bytes: u64,
     low_rank: usize,
     stacks: usize,
-    blocks: usize,
+    levels: usize,
     dense_parameters: usize,
 }
 
@@ -61,48 +61,48 @@ pub(super) fn run(args: &Args, console: &Console) -> Result<()> {
     console.data(&as_text(&model, &roles, other))
 }
 
-fn by_role(model: &SourceModel) -> BTreeMap<Role, RoleTotals> {
+fn by_role(model: &Model) -> BTreeMap<Role, RoleTotals> {
     let mut roles: BTreeMap<Role, RoleTotals> = BTreeMap::new();
-    for site in &model.sites {
+    for site in model.sites() {
         let totals = roles.entry(site.role).or_default();
         totals.sites += 1;
-        totals.parameters += site.parameters(&site.storage);
-        totals.dense_parameters += site.parameters(&Storage::Dense);
-        totals.bytes += site.bytes(&site.storage);
+        totals.parameters += site.parameters(site.storage);
+        totals.dense_parameters += site.parameters(Storage::Dense);
+        totals.bytes += site.stored_bytes();
         match site.storage {
             Storage::Dense => {}
             Storage::LowRank { .. } => totals.low_rank += 1,
             Storage::Stack { levels, .. } => {
                 totals.stacks += 1;
-                totals.blocks += levels;
+                totals.levels += levels;
             }
         }
     }
     roles
 }
 
-fn by_dtype(model: &SourceModel) -> BTreeMap<String, u64> {
+fn by_dtype(model: &Model) -> BTreeMap<String, u64> {
     let mut dtypes = BTreeMap::new();
-    for tensor in model.checkpoint.tensors() {
+    for tensor in model.checkpoint().tensors() {
         *dtypes.entry(format!("{:?}", tensor.dtype)).or_insert(0) += tensor.bytes();
     }
     dtypes
 }
 
-fn experts(model: &SourceModel) -> Option<(usize, usize)> {
-    model.spec.layers.iter().find_map(|layer| match layer.mlp {
+fn experts(model: &Model) -> Option<(usize, usize)> {
+    model.spec().layers.iter().find_map(|layer| match layer.mlp {
         MlpSpec::Experts { count, top_k, .. } => Some((count, top_k)),
         MlpSpec::Gated { .. } | MlpSpec::Plain { .. } => None,
     })
 }
 
-/// Parameters as they are stored; of a stack, those that its blocks stand for.
-fn parameters(model: &SourceModel, roles: &BTreeMap<Role, RoleTotals>) -> u64 {
+/// Parameters as they are stored; of a stack, those that its levels stand for.
+fn parameters(model: &Model, roles: &BTreeMap<Role, RoleTotals>) -> u64 {
     let tensors = |tensors: &mut dyn Iterator<Item = &TensorInfo>| -> u64 {
         tensors.map(|tensor| tensor.elements() as u64).sum()
     };
-    match model.stack {
-        None => tensors(&mut model.checkpoint.tensors()),
+    match model.stack() {
+        None => tensors(&mut model.checkpoint().tensors()),
         Some(_) => {
             let linears: usize = roles.values().map(|totals| totals.parameters).sum();
             linears as u64 + tensors(&mut model.passthrough().into_iter())
@@ -110,32 +110,28 @@ fn parameters(model: &SourceModel, roles: &BTreeMap<Role, RoleTotals>) -> u64 {
     }
 }
 
-/// What a stack is made of: its blocks, and the bytes that they can be cut to.
-fn stack(model: &SourceModel) -> Option<(usize, u64)> {
-    let order = model.stack.as_ref()?;
-    let first = order.prefix(order.needed()).bytes(&model.sites);
-    Some((order.blocks().len(), model.bytes_outside_blocks() + first))
+/// What a stack is made of: its levels, and the bytes that they can be cut to.
+fn stack(model: &Model) -> Option<(usize, u64)> {
+    let order = model.stack()?;
+    let first = order.prefix(order.needed()).bytes(model.sites());
+    Some((order.levels().len(), model.bytes_outside_levels() + first))
 }
 
-fn as_json(
-    model: &SourceModel,
-    roles: &BTreeMap<Role, RoleTotals>,
-    other: u64,
-) -> serde_json::Value {
-    let (spec, attention) = (&model.spec, &model.spec.attention);
+fn as_json(model: &Model, roles: &BTreeMap<Role, RoleTotals>, other: u64) -> serde_json::Value {
+    let (spec, attention) = (model.spec(), &model.spec().attention);
     let by_role: Vec<_> = roles
         .iter()
         .map(|(role, t)| {
             json!({
                 "role": role, "sites": t.sites, "low_rank_sites": t.low_rank,
-                "stack_sites": t.stacks, "blocks": t.blocks,
+                "stack_sites": t.stacks, "blocks": t.levels,
                 "parameters": t.parameters, "dense_parameters": t.dense_parameters, "bytes": t.bytes,
             })
         })
         .collect();
     json!({
-        "path": model.checkpoint.root(),
-        "fingerprint": model.checkpoint.fingerprint().ok(),
+        "path": model.checkpoint().root(),
+        "fingerprint": model.checkpoint().fingerprint().ok(),
         "family": spec.family.model_type,
         "layers": spec.layers.len(),
         "hidden": spec.hidden,
@@ -147,12 +143,12 @@ fn as_json(
         "tied": spec.tied,
         "experts": experts(model).map(|(count, _)| count),
         "experts_per_token": experts(model).map(|(_, k)| k),
-        "weight_files": model.checkpoint.files().len(),
-        "tensors": model.checkpoint.tensors().len(),
+        "weight_files": model.checkpoint().files().len(),
+        "tensors": model.checkpoint().tensors().len(),
         "parameters": parameters(model, roles),
         "weight_bytes": model.weight_bytes(),
-        "stack": stack(model).map(|(blocks, smallest)| json!({
-            "blocks": blocks, "smallest_bytes": smallest, "file_bytes": model.checkpoint.weight_bytes(),
+        "stack": stack(model).map(|(levels, smallest)| json!({
+            "blocks": levels, "smallest_bytes": smallest, "file_bytes": model.checkpoint().weight_bytes(),
         })),
         "bytes_by_dtype": by_dtype(model),
         "roles": by_role,
@@ -160,8 +156,8 @@ fn as_json(
     })
 }
 
-fn as_text(model: &SourceModel, roles: &BTreeMap<Role, RoleTotals>, other: u64) -> String {
-    let (spec, a) = (&model.spec, &model.spec.attention);
+fn as_text(model: &Model, roles: &BTreeMap<Role, RoleTotals>, other: u64) -> String {
+    let (spec, a) = (model.spec(), &model.spec().attention);
     let total = model.weight_bytes();
     let dtypes: Vec<String> =
         by_dtype(model).iter().map(|(d, bytes)| format!("{d} {}", format_size(*bytes))).collect();
@@ -181,24 +177,24 @@ fn as_text(model: &SourceModel, roles: &BTreeMap<Role, RoleTotals>, other: u64) 
         spec.max_positions,
         exact_size(total),
         parameters(model, roles),
-        model.checkpoint.tensors().len(),
-        model.checkpoint.files().len(),
+        model.checkpoint().tensors().len(),
+        model.checkpoint().files().len(),
         dtypes.join(", "),
     );
-    if let Some((blocks, smallest)) = stack(model) {
-        let file = format_size(model.checkpoint.weight_bytes());
+    if let Some((levels, smallest)) = stack(model) {
+        let file = format_size(model.checkpoint().weight_bytes());
         let smallest = exact_size(smallest);
         text +=
-            &format!("stack       {blocks} blocks, {file} on disk; smallest model {smallest}\n\n");
+            &format!("stack       {levels} blocks, {file} on disk; smallest model {smallest}\n\n");
     }
-    let stacked = model.stack.is_some();
+    let stacked = model.stack().is_some();
     let heads = if stacked { ["levels", "bits per weight"] } else { ["low rank", "kept"] };
     let mut table = Table::new(["role", "sites", heads[0], heads[1], "bytes", "share"]);
     let share = |bytes: u64| format!("{:.1}%", 100.0 * bytes as f64 / total.max(1) as f64);
     for (role, t) in roles {
         let dense = t.dense_parameters as f64;
         let (form, kept) = if stacked {
-            let levels = t.blocks as f64 / t.stacks.max(1) as f64;
+            let levels = t.levels as f64 / t.stacks.max(1) as f64;
             (format!("{levels:.2}"), format!("{:.2}", 8.0 * t.bytes as f64 / dense))
         } else {
             (t.low_rank.to_string(), format!("{:.1}%", 100.0 * t.parameters as f64 / dense))

@@ -1,15 +1,13 @@
 //! Where a verb keeps what it measures: the job folder that the user names, or one that goes with the
 //! run.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::Args;
 
 use super::console::Console;
-use crate::arch::SourceModel;
 use crate::error::{Error, ExitCode, Result};
-use crate::job::{Identity, Job};
-use crate::pipeline::{CalibrationText, Context};
+use crate::pipeline::Run;
 
 /// What is kept for the next run.
 #[derive(Debug, Args)]
@@ -25,23 +23,15 @@ pub(super) struct JobArgs {
 }
 
 impl JobArgs {
-    /// Opens the job named, or makes one in `scratch` that goes with the run.
+    /// The run with the job named, if any; else what it measures goes with it.
     ///
     /// # Errors
-    /// As [`Job::open`]; a job folder inside the model's.
-    pub(super) fn open(
-        &self,
-        model: &SourceModel,
-        text: Option<&CalibrationText>,
-        scratch: &Path,
-        context: Context<'_>,
-    ) -> Result<Job> {
-        let Some(folder) = &self.job else { return Job::temporary(scratch) };
-        keep_out_of_model(folder, model)?;
-        let calibration = text.map(CalibrationText::record);
-        let on_gpu = !context.place.device().is_cpu();
-        let identity = Identity::of(model, calibration, context.measure, on_gpu, context.progress)?;
-        Job::open(folder, &identity, self.resume)
+    /// As [`Run::in_job`].
+    pub(super) fn open<'a>(&self, run: Run<'a>) -> Result<Run<'a>> {
+        match &self.job {
+            Some(folder) => run.in_job(folder, self.resume),
+            None => Ok(run),
+        }
     }
 
     /// Says what a failed run left in the job folder.
@@ -58,23 +48,4 @@ impl JobArgs {
         }
         result
     }
-}
-
-/// The nearest folder above `path` that exists.
-pub(super) fn existing_parent(path: &Path) -> PathBuf {
-    let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
-    let found = absolute.ancestors().skip(1).find(|folder| folder.is_dir());
-    found.map_or_else(|| PathBuf::from("."), Path::to_owned)
-}
-
-/// Refuses to write `path` among the model's own files.
-pub(super) fn keep_out_of_model(path: &Path, model: &SourceModel) -> Result<()> {
-    let real = |path: &Path| path.canonicalize().map_err(|e| Error::io("find folder", path, e));
-    if real(&existing_parent(path))?.starts_with(real(model.checkpoint.root())?) {
-        return Err(Error::usage(
-            format!("`{}` is inside the model's folder, which is never written to", path.display()),
-            "write it elsewhere",
-        ));
-    }
-    Ok(())
 }

@@ -17,6 +17,7 @@ mod job;
 mod plan;
 mod plot;
 mod report;
+mod settings;
 mod sweep;
 mod system;
 mod table;

@@ -1,21 +1,24 @@
 //! `bantam plan`: what compress would do, per layer and role; writes nothing but `-o plan.json`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
-use super::args::{CalibrationArgs, MethodArgs, ModelArg, ReportArgs, TargetArgs};
-use super::compute::{ComputeArgs, measuring_pass};
+use super::args::{CalibrationArgs, ModelArg, ReportArgs};
+use super::compress::prepared;
+use super::compute::ComputeArgs;
 use super::console::Console;
-use super::job::{JobArgs, keep_out_of_model};
+use super::job::JobArgs;
 use super::report::exact_size;
+use super::settings::{SettingsArgs, TargetArgs};
 use super::sweep::{self, Sweep, SweepArgs};
 use super::table::Table;
 use crate::arch::{Role, Storage};
 use crate::atomic;
 use crate::error::{Error, Result};
-use crate::measure::Place;
-use crate::pipeline::{Context, analyse, draw_plan};
-use crate::plan::{LossBasis, Plan, PlannedUnit, format_size};
+use crate::paths::keep_out_of;
+use crate::pipeline::Run;
+use crate::plan::{LossBasis, Plan, PlannedSite};
+use crate::settings::{Rule, format_size};
 
 /// Show what compress would do, and what it would need.
 ///
@@ -36,7 +39,7 @@ pub(super) struct Args {
     target: Option<TargetArgs>,
 
     #[command(flatten)]
-    method: MethodArgs,
+    settings: SettingsArgs,
 
     #[command(flatten)]
     calibration: CalibrationArgs,
@@ -69,24 +72,7 @@ pub(super) fn run(args: &Args, console: &Console) -> Result<()> {
         return sweep::run(&Sweep { model, arguments, text, compute, json }, budgets, console);
     }
     let model = args.model.open()?;
-    let target = args.target.as_ref();
-    let (passes, measure) = (args.method.passes(target), args.method.measure_options(target));
-    let windows = args.calibration.shape(&model)?;
-    let measured = args.measure || args.calibration.given();
-    let pass = measuring_pass(&model, measure.gradients);
-    let place = match measured {
-        true => args.compute.place(&model, windows.1, pass, console)?,
-        false => Place::cpu(),
-    };
-    let context = Context {
-        passes: &passes,
-        measure,
-        activation_memory: args.calibration.activation_memory,
-        windows,
-        place: &place,
-        progress: console,
-    };
-    let request = args.method.request(target)?;
+    let run = Run::new(&model, args.settings.settings(args.target.as_ref())?)?;
     if let Some(file) = &args.output {
         let folder = file.parent().filter(|p| !p.as_os_str().is_empty());
         if folder.is_some_and(|folder| !folder.is_dir()) {
@@ -95,19 +81,15 @@ pub(super) fn run(args: &Args, console: &Console) -> Result<()> {
                 "make it, or write the plan elsewhere",
             ));
         }
-        keep_out_of_model(file, &model)?;
+        keep_out_of(file, model.checkpoint().root())?;
     }
-    let text = args.calibration.read(&model, console)?;
-    let job = match measured {
-        true => {
-            let (text, scratch) = (text.as_ref(), std::env::temp_dir());
-            let mut job = args.job.open(&model, text, &scratch, context)?;
-            args.job.explain_failure(analyse(&model, text, &mut job, context), console)?;
-            Some(job)
-        }
-        false => None,
-    };
-    let plan = draw_plan(&model, &request, job.as_ref(), text.as_ref(), context)?;
+    let measured = args.measure || args.calibration.given();
+    let mut run = prepared(run, &args.calibration, &args.compute, measured, &model, console)?;
+    if measured {
+        run = args.job.open(run)?;
+        args.job.explain_failure(run.measure(), console)?;
+    }
+    let plan = run.plan()?;
     if let Some(file) = &args.output {
         atomic::write(file, plan.to_json()?.as_bytes(), false)?;
         console.note(&format!("wrote `{}`", file.display()));
@@ -118,40 +100,33 @@ pub(super) fn run(args: &Args, console: &Console) -> Result<()> {
     console.data(&describe(&plan))
 }
 
-/// The plan for people: kept parameters per layer and role, then totals.
+/// The plan for people: what each layer and role is stored as, then totals.
 pub(super) fn describe(plan: &Plan) -> String {
-    let roles: Vec<Role> = plan
-        .units
-        .iter()
-        .map(|u| u.role)
-        .collect::<std::collections::BTreeSet<_>>()
-        .into_iter()
-        .collect();
+    let in_blocks: Vec<&PlannedSite> =
+        plan.sites.iter().filter(|site| site.layer.is_some()).collect();
+    let roles: BTreeSet<Role> = in_blocks.iter().map(|site| site.role).collect();
     let mut table =
         Table::new(["layer".to_owned()].into_iter().chain(roles.iter().map(Role::to_string)));
-    let mut layers: BTreeMap<usize, BTreeMap<Role, Vec<&PlannedUnit>>> = BTreeMap::new();
-    for unit in &plan.units {
-        layers.entry(unit.layer).or_default().entry(unit.role).or_default().push(unit);
+    let mut layers: BTreeMap<usize, BTreeMap<Role, Vec<&PlannedSite>>> = BTreeMap::new();
+    for &site in &in_blocks {
+        let layer = layers.entry(site.layer.unwrap_or_default()).or_default();
+        layer.entry(site.role).or_default().push(site);
     }
     for (layer, by_role) in &layers {
         let cells =
-            roles.iter().map(|role| by_role.get(role).map_or("-".into(), |units| cell(units)));
+            roles.iter().map(|role| by_role.get(role).map_or("-".into(), |sites| cell(sites)));
         table.row([layer.to_string()].into_iter().chain(cells));
     }
-    let total = |of: &dyn Fn(&PlannedUnit) -> u64| plan.units.iter().map(of).sum::<u64>();
-    let (linears_in, linears) = (total(&|u| u.bytes_in), total(&|u| u.offer.bytes));
-    let keep = plan.weight_bytes as f64 / plan.model.weight_bytes.max(1) as f64;
-    let basis = match plan.expected_loss {
-        LossBasis::Assumed => {
-            "assumed from shapes; add --text FILE (or --measure) to spend the budget where it counts"
-        }
-        LossBasis::Nats => "nats per token, second order in measured gradients",
-        LossBasis::OutputEnergy => "output energy lost, relative to the residual stream",
-        LossBasis::WeightEnergy => "weight energy lost",
+    let total = |of: &dyn Fn(&PlannedSite) -> u64| in_blocks.iter().map(|site| of(site)).sum();
+    let (linears_in, linears): (u64, u64) =
+        (total(&|site| site.bytes_in), total(&|site| site.offer.price.bytes));
+    let settings = &plan.settings;
+    let head = match plan.stack {
+        None => "kept parameters (rank) per layer and role",
+        Some(_) => "levels x rank, or kept parameters (rank), per layer and role",
     };
-    let loss: f64 = plan.units.iter().map(|u| u.offer.expected_loss).sum();
-    let mut text = format!("kept parameters (rank) per layer and role\n\n{}\n", table.render());
     let size = |bytes| format_size(bytes);
+    let mut text = format!("{head}\n\n{}\n", table.render());
     text += &format!(
         "weights      {} -> {}\n",
         exact_size(plan.model.weight_bytes),
@@ -163,30 +138,44 @@ pub(super) fn describe(plan: &Plan) -> String {
         size(linears),
         size(plan.model.weight_bytes - linears_in)
     );
-    text += &format!("target       --budget {} = --keep {keep:.4}\n", plan.weight_bytes);
-    if plan.fold {
+    // A stack has no target: its size is chosen when it is read.
+    if settings.rule != Rule::Stack {
+        let keep = plan.weight_bytes as f64 / plan.model.weight_bytes.max(1) as f64;
+        text += &format!("target       --budget {} = --keep {keep:.4}\n", plan.weight_bytes);
+    }
+    if settings.fold {
         text += "folded       factors are multiplied out: the output has the input's size\n";
     }
-    if plan.expected_loss != LossBasis::Assumed {
-        text += &format!("expected     {loss:.5}\n");
+    if plan.loss_basis != LossBasis::Assumed {
+        text += &format!("expected     {:.5}\n", plan.expected_loss());
     }
-    text += &format!("loss basis   {basis}\n");
+    let more = match plan.loss_basis {
+        LossBasis::Assumed => {
+            "; add --text FILE (or --measure) to spend the budget where it counts"
+        }
+        LossBasis::Nats => ", second order in measured gradients",
+        LossBasis::OutputEnergy | LossBasis::WeightEnergy => "",
+    };
+    text += &format!("loss basis   {}{more}\n", plan.loss_basis);
     if let Some(memory) = plan.memory {
         text += &format!("peak memory  about {} besides mapped files\n", size(memory.peak));
     }
     text
 }
 
-/// Kept share of one layer's sites of one role, and the rank where there is one site.
-fn cell(units: &[&PlannedUnit]) -> String {
-    if let [unit] = units {
-        let dense = unit.shape[0] * unit.shape[1];
-        if let [Storage::LowRank { rank }] = unit.offer.storages.as_slice() {
-            let kept = rank * (unit.shape[0] + unit.shape[1]);
-            return format!("{:.0}% ({rank})", 100.0 * kept as f64 / dense as f64);
-        }
-        return "dense".into();
+/// What one layer's linears of one role are stored as, where there is one; else the bytes they keep.
+fn cell(sites: &[&PlannedSite]) -> String {
+    if let [site] = sites {
+        let [m, n] = site.shape;
+        return match site.offer.storage {
+            Storage::Dense => "dense".into(),
+            Storage::LowRank { rank } => {
+                format!("{:.0}% ({rank})", 100.0 * (rank * (m + n)) as f64 / (m * n) as f64)
+            }
+            Storage::Stack { rank, levels } => format!("{levels} x {rank}"),
+        };
     }
-    let sum = |of: &dyn Fn(&PlannedUnit) -> u64| units.iter().map(|u| of(u)).sum::<u64>();
-    format!("{:.0}%", 100.0 * sum(&|u| u.offer.bytes) as f64 / sum(&|u| u.bytes_in).max(1) as f64)
+    let sum = |of: &dyn Fn(&PlannedSite) -> u64| sites.iter().map(|site| of(site)).sum::<u64>();
+    let (before, after) = (sum(&|site| site.bytes_in), sum(&|site| site.offer.price.bytes));
+    format!("{:.0}%", 100.0 * after as f64 / before.max(1) as f64)
 }

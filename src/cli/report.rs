@@ -1,6 +1,6 @@
 //! Figures that several verbs report.
 
-use crate::plan::format_size;
+use crate::settings::format_size;
 
 /// The most memory the process has held, mapped pages included, where the system tells.
 pub(super) fn peak_rss_bytes() -> Option<u64> {

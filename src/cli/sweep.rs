@@ -9,17 +9,18 @@ use serde_json::json;
 use super::args::{CalibrationArgs, ModelArg};
 use super::compute::ComputeArgs;
 use super::console::Console;
-use super::job::keep_out_of_model;
 use super::plot::{self, Curve};
 use super::report::perplexity_text;
 use super::table::Table;
-use crate::arch::SourceModel;
+use crate::arch::Model;
 use crate::atomic;
 use crate::error::{Error, Result};
 use crate::eval::{Perplexity, perplexity};
-use crate::measure::PassKind;
+use crate::measure::Measured;
+use crate::paths::keep_out_of;
 use crate::pipeline::StackRecord;
-use crate::plan::{LossBasis, format_size};
+use crate::plan::LossBasis;
+use crate::settings::format_size;
 
 /// What is asked of a stack.
 #[derive(Debug, clap::Args)]
@@ -30,7 +31,7 @@ pub(super) struct SweepArgs {
         long,
         value_name = "N",
         value_parser = clap::value_parser!(u32).range(2..=1000),
-        conflicts_with_all = ["TargetArgs", "method", "measure", "output", "job", "fold"]
+        conflicts_with_all = ["TargetArgs", "SettingsArgs", "JobArgs", "measure", "output"]
     )]
     pub(super) sweep: Option<u32>,
 
@@ -64,76 +65,68 @@ pub(super) fn run(sweep: &Sweep<'_>, budgets: u32, console: &Console) -> Result<
     let model = sweep.model.open()?;
     model.require_stack()?;
     let record = StackRecord::read(&model)?;
+    let record = record.as_ref();
+    let basis = record.map(|record| record.loss_basis);
     let plot = sweep.arguments.plot.as_deref();
     if let Some(file) = plot {
-        keep_out_of_model(file, &model)?;
-        if record.basis().is_none() && !sweep.text.given() {
+        keep_out_of(file, model.checkpoint().root())?;
+        if basis.is_none() && !sweep.text.given() {
             return Err(Error::usage(
-                format!("`{}` has no expected losses to plot", model.checkpoint.root().display()),
+                format!("`{}` has no expected losses to plot", model.checkpoint().root().display()),
                 "add --text FILE to measure perplexities",
             ));
         }
     }
-    let mut rows = rows(&model, &record, budgets)?;
+    let mut rows = rows(&model, record, budgets)?;
     let text = sweep.text.windows(&model)?;
     if let Some(text) = &text {
-        let length = text.windows.length();
+        let length = text.windows().length();
         for row in &mut rows {
-            let model = sweep.model.open()?.within(row.budget)?;
-            let place = sweep.compute.place(&model, length, PassKind::default(), console)?;
-            let found = perplexity(&model, &text.windows, &place, console)?;
+            let model = sweep.model.open()?.prefix(row.budget)?;
+            let compute = sweep.compute.on(&model, length, &Measured::default(), console)?;
+            let found = perplexity(&model, text.windows(), &compute, console)?;
             console.detail(&format!("{}: {}", row.budget, perplexity_text(&found)));
             row.measured = Some(found);
         }
     }
     if let Some(file) = plot {
-        atomic::write(file, draw(&rows, record.basis())?.as_bytes(), false)?;
+        atomic::write(file, draw(&rows, basis)?.as_bytes(), false)?;
         console.note(&format!("wrote `{}`", file.display()));
     }
     if sweep.json {
         return console.json(&json!({
-            "loss_basis": record.basis(),
-            "text_sha256": text.as_ref().map(|text| &text.text_sha256),
-            "windows_sha256": text.as_ref().map(|text| text.windows.sha256()),
+            "loss_basis": basis,
+            "text_sha256": text.as_ref().map(|text| &text.record().text_sha256),
+            "windows_sha256": text.as_ref().map(|text| &text.record().windows_sha256),
             "budgets": rows,
         }));
     }
-    console.data(&describe(&rows, record.basis()))
+    console.data(&describe(&rows, basis))
 }
 
 /// The budgets, and what is known of each from headers and manifest.
-fn rows(model: &SourceModel, record: &StackRecord, budgets: u32) -> Result<Vec<Row>> {
+fn rows(model: &Model, record: Option<&StackRecord>, budgets: u32) -> Result<Vec<Row>> {
     let order = model.require_stack()?;
-    let fixed = model.bytes_outside_blocks();
-    let smallest = fixed + order.prefix(order.needed()).bytes(&model.sites);
-    let whole = fixed + order.bytes(&model.sites);
-    let levels = order.levels(model.sites.len());
+    let fixed = model.bytes_outside_levels();
+    let smallest = fixed + order.prefix(order.needed()).bytes(model.sites());
+    let whole = fixed + order.bytes(model.sites());
+    let levels = order.counts(model.sites().len());
     let linears = levels.into_iter().filter(|levels| *levels > 0).count().max(1);
     let steps = u128::from(budgets - 1);
     let row = |step: u128| {
         let budget = smallest + (u128::from(whole - smallest) * step / steps) as u64;
-        let prefix = order.within(budget, fixed, &model.sites)?;
-        let blocks = prefix.blocks().len();
+        let prefix = order.prefix_of_bytes(budget, fixed, model.sites())?;
+        let blocks = prefix.levels().len();
         Ok(Row {
             budget,
-            weight_bytes: fixed + prefix.bytes(&model.sites),
+            weight_bytes: fixed + prefix.bytes(model.sites()),
             blocks,
             mean_levels: blocks as f64 / linears as f64,
-            expected_loss: record.expected_loss(blocks),
+            expected_loss: record.and_then(|record| record.expected_loss(blocks)),
             measured: None,
         })
     };
     (0..=steps).map(row).collect()
-}
-
-/// What the expected losses are.
-fn basis_text(basis: LossBasis) -> &'static str {
-    match basis {
-        LossBasis::Assumed => "assumed from shapes",
-        LossBasis::Nats => "nats per token",
-        LossBasis::OutputEnergy => "output energy, relative",
-        LossBasis::WeightEnergy => "weight energy",
-    }
 }
 
 fn describe(rows: &[Row], basis: Option<LossBasis>) -> String {
@@ -152,7 +145,7 @@ fn describe(rows: &[Row], basis: Option<LossBasis>) -> String {
     }
     let mut text = table.render();
     if let Some(basis) = basis {
-        text += &format!("\nexpected loss in {}\n", basis_text(basis));
+        text += &format!("\nexpected loss: {basis}\n");
     }
     if let Some(found) = rows.iter().find_map(|row| row.measured.as_ref()) {
         text += &format!(
@@ -171,7 +164,7 @@ fn draw(rows: &[Row], basis: Option<LossBasis>) -> Result<String> {
         let found = row.measured.as_ref()?;
         Some((mib(row), found.perplexity, found.perplexity_stderr))
     });
-    let basis = basis.map_or("", basis_text);
+    let basis = basis.map_or_else(String::new, |basis| basis.to_string());
     let curves = [
         Curve { title: format!("expected loss ({basis})"), points: expected.collect() },
         Curve { title: "perplexity ± standard error".into(), points: measured.collect() },

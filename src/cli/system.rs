@@ -3,7 +3,7 @@
 use super::console::Console;
 use crate::error::{Error, Result};
 use crate::ops::{CudaSystem, cuda_system};
-use crate::plan::format_size;
+use crate::settings::format_size;
 
 pub(super) fn run(json: bool, console: &Console) -> Result<()> {
     let system = cuda_system();

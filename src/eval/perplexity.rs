@@ -7,10 +7,9 @@ use candle_core::Tensor;
 use rayon::prelude::*;
 use serde::Serialize;
 
-use crate::arch::SourceModel;
 use crate::error::{Error, Result};
-use crate::measure::{Place, Scored, Stream, Windows};
-use crate::model::Head;
+use crate::measure::{Compute, Scored, Stream, Windows};
+use crate::model::{Head, View};
 use crate::progress::Progress;
 
 /// A measured perplexity and how it was measured.
@@ -37,20 +36,22 @@ pub struct Perplexity {
     pub protocol: &'static str,
 }
 
-/// Measures `model` on `windows`, one block in memory at a time.
+/// Measures a model on `windows`, one block in memory at a time: one that is open, or one that is planned
+/// ([`Preview`](crate::pipeline::Preview)).
 ///
 /// # Errors
 /// Tensors that cannot be read; [`Error::NonFinite`] where the model's logits are not finite;
 /// [`Error::Interrupted`].
-pub fn perplexity(
-    model: &SourceModel,
+pub fn perplexity<'a>(
+    view: impl Into<View<'a>>,
     windows: &Windows,
-    place: &Place,
+    compute: &Compute,
     progress: &dyn Progress,
 ) -> Result<Perplexity> {
-    let mut stream = Stream::new(model, windows, place)?;
-    progress
-        .begin("evaluating", Stream::steps(windows, place) * (model.spec.layers.len() as u64 + 1));
+    let view = view.into();
+    let mut stream = Stream::new(view, windows, compute)?;
+    let passes = view.model.spec().layers.len() as u64 + 1;
+    progress.begin("evaluating", Stream::steps(windows, compute) * passes);
     while stream.next_layer().is_some() {
         stream.advance_unobserved(progress)?;
     }
@@ -59,12 +60,12 @@ pub fn perplexity(
     let chunks: Vec<(&Tensor, &[u32])> = with_ids(stream.chunks(), windows.ids())?;
     let losses = |(chunk, ids): (&Tensor, &[u32])| {
         progress.check()?;
-        let losses = chunk_losses(&head, &chunk.to_device(place.device())?, ids, length)?;
+        let losses = chunk_losses(&head, &chunk.to_device(compute.device())?, ids, length)?;
         progress.advance(1);
         Ok(losses)
     };
     // A chunk per thread where that is faster, summed up in their order.
-    let losses: Vec<Vec<f32>> = match place.side_by_side() {
+    let losses: Vec<Vec<f32>> = match compute.side_by_side() {
         true => chunks.into_par_iter().map(losses).collect::<Result<_>>()?,
         false => chunks.into_iter().map(losses).collect::<Result<_>>()?,
     };

@@ -7,24 +7,24 @@ use std::path::Path;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use crate::arch::SourceModel;
+use crate::arch::Model;
 use crate::atomic;
 use crate::checkpoint::TensorInfo;
 use crate::digest::Digest;
 use crate::error::{Error, Result};
-use crate::measure::MeasureOptions;
-use crate::plan::Calibration;
+use crate::measure::Calibration;
 use crate::progress::Progress;
+use crate::settings::Measuring;
 
 /// Version of the folder's layout and of what analyses hold.
-const LAYOUT: u32 = 2;
+const LAYOUT: u32 = 3;
 
 /// The identity of a job, as `job.json` holds it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity {
     layout: u32,
     bantam: String,
-    options: MeasureOptions,
+    options: Measuring,
     /// Whether a GPU measured and analysed: the same numbers up to rounding, but not the same bits.
     #[serde(default)]
     on_gpu: bool,
@@ -41,13 +41,13 @@ impl Identity {
     /// # Errors
     /// Files that cannot be read; [`Error::Interrupted`].
     pub fn of(
-        model: &SourceModel,
+        model: &Model,
         calibration: Option<Calibration>,
-        options: MeasureOptions,
+        options: Measuring,
         on_gpu: bool,
         progress: &dyn Progress,
     ) -> Result<Self> {
-        let checkpoint = &model.checkpoint;
+        let checkpoint = model.checkpoint();
         let tensors: Vec<&TensorInfo> = checkpoint.tensors().collect();
         progress.begin("hashing", tensors.len() as u64);
         let tensors = tensors

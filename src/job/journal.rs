@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::stored::Record;
 use crate::error::{Error, Result};
-use crate::passes::Method;
+use crate::settings::Method;
 
 const JOURNAL_FILE: &str = "journal.jsonl";
 
@@ -17,9 +17,9 @@ const JOURNAL_FILE: &str = "journal.jsonl";
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "finished", rename_all = "snake_case")]
 pub(super) enum Line {
-    /// A unit's analysis.
-    Unit { unit: String, method: Method, record: Record },
-    /// All units of a method.
+    /// The analysis of a site by a method.
+    Site { site: String, method: Method, record: Record },
+    /// All sites of a method.
     Complete { method: Method },
 }
 
@@ -85,22 +85,22 @@ mod tests {
     #[test]
     fn a_torn_last_line_is_cut_off_and_written_over() {
         let folder = tempfile::tempdir().unwrap();
-        let unit = |name: &str| Line::Unit {
-            unit: name.into(),
-            method: Method::Lord,
+        let site = |name: &str| Line::Site {
+            site: name.into(),
+            method: Method::LORD,
             record: Record::default(),
         };
         let (mut journal, lines) = Journal::open(folder.path(), true).unwrap();
         assert_eq!(lines, []);
-        journal.append(&unit("a")).unwrap();
-        journal.append(&Line::Complete { method: Method::Lord }).unwrap();
+        journal.append(&site("a")).unwrap();
+        journal.append(&Line::Complete { method: Method::LORD }).unwrap();
         let file = folder.path().join(JOURNAL_FILE);
         let whole = std::fs::read(&file).unwrap();
         for torn in [1, 5, whole.len() / 2] {
             std::fs::write(&file, [&whole[..], &whole[..torn]].concat()).unwrap();
             let (mut journal, lines) = Journal::open(folder.path(), true).unwrap();
-            assert_eq!(lines, [unit("a"), Line::Complete { method: Method::Lord }]);
-            journal.append(&unit("b")).unwrap();
+            assert_eq!(lines, [site("a"), Line::Complete { method: Method::LORD }]);
+            journal.append(&site("b")).unwrap();
             assert_eq!(Journal::open(folder.path(), true).unwrap().1.len(), 3);
         }
         std::fs::write(&file, [b"{}\n", &whole[..]].concat()).unwrap();

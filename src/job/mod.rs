@@ -2,14 +2,14 @@
 //!
 //! ```text
 //! JOB/job.json                             what it was made from and how: model bytes, text, options, version
-//! JOB/journal.jsonl                        one line per finished unit, with the hashes of its tensors
-//! JOB/analyses/UNIT.METHOD.safetensors     spectra and directions
+//! JOB/journal.jsonl                        one line per finished linear, with the hashes of its tensors
+//! JOB/analyses/LINEAR.METHOD.safetensors   spectra and directions
 //! JOB/plan.json                            the last plan drawn from it
 //! ```
 //!
 //! Analyses are written as soon as they are made and read back when they are asked for: memory holds
-//! one unit's, however many layers there are. A job that the user names stays, and serves another
-//! budget, or the rest of a run that was stopped; one that nobody named goes with the run. A unit is
+//! one linear's, however many layers there are. A job that the user names stays, and serves another
+//! budget, or the rest of a run that was stopped; one that nobody named goes with the run. A linear is
 //! finished when its line is in the journal, and its file was on disk before that.
 
 mod identity;
@@ -27,7 +27,8 @@ use tempfile::TempDir;
 
 use crate::atomic;
 use crate::error::{Error, Result};
-use crate::passes::{Analysis, Method, Repairs};
+use crate::passes::{Analysis, Pass, Repairs};
+use crate::settings::Method;
 use journal::{Journal, Line};
 use stored::{Record, StoredTensors};
 
@@ -80,9 +81,9 @@ impl Job {
         let job = Self::at(folder, true)?;
         let stopped = job.finished.keys().find(|(_, method)| !job.complete.contains(method));
         match stopped {
-            Some((unit, method)) if !resume => Err(Error::InvalidFile {
+            Some((site, method)) if !resume => Err(Error::InvalidFile {
                 file: folder.to_owned(),
-                problem: format!("the run that made it was stopped after {method} of `{unit}`"),
+                problem: format!("the run that made it was stopped after {method} of `{site}`"),
                 hint: Some("add --resume to go on with it, or name another --job folder".into()),
             }),
             Some(_) => {
@@ -102,8 +103,8 @@ impl Job {
         let (mut finished, mut complete) = (BTreeMap::new(), BTreeSet::new());
         for line in lines {
             match line {
-                Line::Unit { unit, method, record } => {
-                    finished.insert((unit, method), record);
+                Line::Site { site, method, record } => {
+                    finished.insert((site, method), record);
                 }
                 Line::Complete { method } => {
                     complete.insert(method);
@@ -123,37 +124,58 @@ impl Job {
         self.temporary.is_none()
     }
 
-    /// Whether the analysis of `unit` by `method` is there.
-    pub fn has(&self, unit: &str, method: Method) -> bool {
-        self.finished.contains_key(&(unit.to_owned(), method))
+    /// Refuses to serve `pass` with what was made with other options of it.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] naming both.
+    pub fn expect_options_of(&self, pass: &dyn Pass) -> Result<()> {
+        let (method, options) = (pass.method(), pass.options());
+        let other = self
+            .finished
+            .iter()
+            .find(|((_, finished), record)| *finished == method && record.options != options);
+        let Some((_, record)) = other else { return Ok(()) };
+        Err(Error::usage(
+            format!("the job holds {method} made with {}, not with {options}", record.options),
+            "give the same options, or another --job folder",
+        ))
     }
 
-    /// The analysis of `unit` by `method`; its tensors are read from the file when asked for.
-    pub fn get(&self, unit: &str, method: Method, device: &Device) -> Option<Analysis> {
-        let record = self.finished.get(&(unit.to_owned(), method))?;
-        let tensors = StoredTensors::new(self.file(unit, method), record.clone(), device.clone());
+    /// Whether the analysis of `site` by `method` is there.
+    pub fn has(&self, site: &str, method: &Method) -> bool {
+        self.finished.contains_key(&(site.to_owned(), method.clone()))
+    }
+
+    /// The analysis of `site` by `method`; its tensors are read from the file when asked for.
+    pub fn get(&self, site: &str, method: &Method, device: &Device) -> Option<Analysis> {
+        let record = self.finished.get(&(site.to_owned(), method.clone()))?;
+        let tensors = StoredTensors::new(self.file(site, method), record.clone(), device.clone());
         Some(Analysis::stored(record.repairs, tensors))
     }
 
-    /// Stores an analysis, first its file, then the line that says it is finished.
+    /// Stores an analysis that `pass` made of `site`, first its file, then the line that says it is
+    /// finished.
     ///
     /// # Errors
     /// What writing refuses, a full disk above all.
-    pub fn store(&mut self, unit: &str, method: Method, analysis: &Analysis) -> Result<()> {
-        let record = stored::write(&self.file(unit, method), analysis, self.is_kept())?;
-        let line = Line::Unit { unit: unit.to_owned(), method, record: record.clone() };
+    pub fn store(&mut self, site: &str, pass: &dyn Pass, analysis: &Analysis) -> Result<()> {
+        let (method, site) = (pass.method(), site.to_owned());
+        let file = self.file(&site, &method);
+        let record = stored::write(&file, analysis, pass.options(), self.is_kept())?;
+        let line =
+            Line::Site { site: site.clone(), method: method.clone(), record: record.clone() };
         self.journal.append(&line)?;
-        self.finished.insert((unit.to_owned(), method), record);
+        self.finished.insert((site, method), record);
         Ok(())
     }
 
-    /// Says that every unit of `method` is stored.
+    /// Says that every linear of `method` is stored.
     ///
     /// # Errors
     /// As [`store`](Self::store).
-    pub fn complete(&mut self, method: Method) -> Result<()> {
-        if self.complete.insert(method) {
-            self.journal.append(&Line::Complete { method })?;
+    pub fn complete(&mut self, method: &Method) -> Result<()> {
+        if self.complete.insert(method.clone()) {
+            self.journal.append(&Line::Complete { method: method.clone() })?;
         }
         Ok(())
     }
@@ -175,8 +197,8 @@ impl Job {
         total
     }
 
-    fn file(&self, unit: &str, method: Method) -> PathBuf {
-        self.folder.join(ANALYSES).join(format!("{unit}.{method}.safetensors"))
+    fn file(&self, site: &str, method: &Method) -> PathBuf {
+        self.folder.join(ANALYSES).join(format!("{site}.{method}.safetensors"))
     }
 }
 

@@ -1,34 +1,38 @@
 //! The tensors of one analysis in a file: written whole, read one by one, each against its hash.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
-use safetensors::tensor::Metadata;
-use safetensors::{Dtype, SafeTensors};
+use safetensors::SafeTensors;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::atomic;
+use crate::checkpoint::{Dtype, TensorFile};
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::passes::{Analysis, Repairs, TensorSource};
-
-/// Headers longer than this are damage: an analysis has a handful of tensors.
-const LONGEST_HEADER: u64 = 1 << 20;
 
 /// What the journal says of an analysis.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Record {
     /// Numbers that were mended.
     pub(super) repairs: Repairs,
+    /// The options of the method that it was made with.
+    #[serde(default, skip_serializing_if = "Value::is_null")]
+    pub(super) options: Value,
     /// sha256 of each tensor's bytes, in hex.
     pub(super) sha256: BTreeMap<String, String>,
 }
 
 /// Writes the tensors of `analysis` to `file`, which appears whole or not at all.
-pub(super) fn write(file: &Path, analysis: &Analysis, durable: bool) -> Result<Record> {
+pub(super) fn write(
+    file: &Path,
+    analysis: &Analysis,
+    options: Value,
+    durable: bool,
+) -> Result<Record> {
     let mut sha256 = BTreeMap::new();
     let tensors: BTreeMap<&str, &Tensor> = analysis.tensors().collect();
     let bytes = safetensors::serialize(tensors, None)
@@ -38,7 +42,7 @@ pub(super) fn write(file: &Path, analysis: &Analysis, durable: bool) -> Result<R
         sha256.insert(name.to_owned(), digest(view.data()));
     }
     atomic::write(file, &bytes, durable)?;
-    Ok(Record { repairs: analysis.repairs, sha256 })
+    Ok(Record { repairs: analysis.repairs, options, sha256 })
 }
 
 fn digest(bytes: &[u8]) -> String {
@@ -70,26 +74,14 @@ impl StoredTensors {
 
     /// dtype, shape and bytes of tensor `name`.
     fn bytes(&self, name: &str) -> Result<(Dtype, Vec<usize>, Vec<u8>)> {
-        let failed = |e| Error::io("read", &self.file, e);
-        let mut file = File::open(&self.file).map_err(failed)?;
-        let mut length = [0; 8];
-        file.read_exact(&mut length).map_err(failed)?;
-        let length = u64::from_le_bytes(length);
-        if length > LONGEST_HEADER {
-            return Err(self.damaged(format!("its header claims {length} bytes")));
-        }
-        let mut header = Vec::new();
-        Read::by_ref(&mut file).take(length).read_to_end(&mut header).map_err(failed)?;
-        let metadata: Metadata =
-            serde_json::from_slice(&header).map_err(|e| self.damaged(e.to_string()))?;
-        let info = metadata
-            .info(name)
-            .ok_or_else(|| self.damaged(format!("tensor `{name}` is not in it")))?;
-        let (start, end) = info.data_offsets;
-        file.seek(SeekFrom::Start(8 + length + start as u64)).map_err(failed)?;
-        let mut bytes = Vec::new();
-        file.take((end - start) as u64).read_to_end(&mut bytes).map_err(failed)?;
-        Ok((info.dtype, info.shape.clone(), bytes))
+        let damaged = |error: Error| match error {
+            Error::Header { problem, .. } => self.damaged(problem.to_string()),
+            other => other,
+        };
+        let file = TensorFile::open(&self.file).map_err(damaged)?;
+        let missing = || self.damaged(format!("tensor `{name}` is not in it"));
+        let info = file.get(name).ok_or_else(missing)?;
+        Ok((info.dtype, info.shape.clone(), file.read(info)?))
     }
 }
 

@@ -20,6 +20,7 @@ use super::dense::{self, Part};
 use super::{Svd, orthonormalise, svd};
 use crate::error::{Error, Result};
 use crate::ops;
+use crate::random::split_mix;
 
 const OP: &str = "truncated singular value decomposition";
 
@@ -147,14 +148,8 @@ pub fn truncated_svd(
 /// Only the device's.
 pub fn gaussian(n: usize, c: usize, seed: u64, device: &Device) -> Result<Tensor> {
     let mut state = seed;
-    // SplitMix64, uniform in (0, 1].
-    let mut uniform = || {
-        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = state;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (((z ^ (z >> 31)) >> 11) + 1) as f64 / (1_u64 << 53) as f64
-    };
+    // In (0, 1].
+    let mut uniform = || ((split_mix(&mut state) >> 11) + 1) as f64 / (1_u64 << 53) as f64;
     let mut values = Vec::with_capacity(n * c + 1);
     while values.len() < n * c {
         // Box and Muller: two at a time.

@@ -6,18 +6,19 @@
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
 use candle_core::{Device, Tensor};
 
 use crate::error::{Error, Result};
+use crate::lock::lock;
 
 /// Values that are converted to bytes or back at a time.
 const PIECE: usize = 16 * 1024;
 
-/// Where activations are kept that the device has no room for.
+/// Where activations go that the device has no room for.
 #[derive(Debug, Clone)]
-pub struct Keep {
+pub struct Spill {
     /// Bytes of them that stay in memory.
     pub memory: u64,
     /// Folder on whose disk a file without a name takes the others, where there are any.
@@ -38,7 +39,7 @@ pub struct Activations {
     spilled: usize,
     /// From which slot on they stay on the device.
     on_device: usize,
-    spill: Option<Spill>,
+    spill: Option<SpillFile>,
 }
 
 impl Activations {
@@ -51,7 +52,7 @@ impl Activations {
         places: usize,
         rows: Vec<usize>,
         width: usize,
-        keep: &Keep,
+        spill: &Spill,
         device: &Device,
         resident: u64,
     ) -> Result<Self> {
@@ -63,10 +64,10 @@ impl Activations {
         };
         // The places reached last are wanted first: those stay nearest.
         let on_device = if device.is_cpu() { 0 } else { fitting(resident, count) };
-        let held = fitting(keep.memory, count - on_device);
+        let held = fitting(spill.memory, count - on_device);
         let spilled = count - on_device - held;
         let on_device = count - on_device;
-        let spill = (spilled > 0).then(|| Spill::new(&keep.folder)).transpose()?;
+        let spill = (spilled > 0).then(|| SpillFile::new(&spill.folder)).transpose()?;
         let slots = (0..count).map(|_| Mutex::new(None)).collect();
         Ok(Self { rows, width, device: device.clone(), slots, spilled, on_device, spill })
     }
@@ -132,7 +133,7 @@ impl Activations {
     }
 
     /// The file, and where in it the slot begins, for slots that are there.
-    fn in_file(&self, place: usize, chunk: usize) -> Option<(&Spill, u64)> {
+    fn in_file(&self, place: usize, chunk: usize) -> Option<(&SpillFile, u64)> {
         let spill = self.spill.as_ref()?;
         let all: usize = self.rows.iter().sum();
         let before: usize = self.rows[..chunk].iter().sum();
@@ -143,13 +144,13 @@ impl Activations {
 
 /// A file for values, gone with the process however that ends.
 #[derive(Debug)]
-struct Spill {
+struct SpillFile {
     file: Mutex<File>,
     /// The folder it takes its room in.
     folder: PathBuf,
 }
 
-impl Spill {
+impl SpillFile {
     fn new(folder: &Path) -> Result<Self> {
         let file =
             tempfile::tempfile_in(folder).map_err(|e| Error::io("create a file in", folder, e))?;
@@ -188,11 +189,6 @@ fn read_values(file: &mut File, at: u64, count: usize) -> io::Result<Vec<f32>> {
     Ok(values)
 }
 
-/// A thread that panicked ends the run anyway; what it left behind is whole.
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -204,7 +200,7 @@ mod tests {
 
     /// Fills slots of which `memory` bytes are held and reads them again.
     fn round_trip(memory: u64, folder: &Path) -> Result<()> {
-        let keep = Keep { memory, folder: folder.to_owned() };
+        let keep = Spill { memory, folder: folder.to_owned() };
         let kept = Activations::new(3, vec![4, 4, 1], 3, &keep, &Device::Cpu, 0)?;
         let slots = || (0..3).flat_map(|place| (0..3).map(move |chunk| (place, chunk)));
         let value = |place, chunk| rows((place * 100 + chunk * 20) as f32, [4, 4, 1][chunk]);
@@ -236,12 +232,12 @@ mod tests {
 
     #[test]
     fn a_slot_that_was_taken_and_a_folder_that_is_not_there_are_refused() -> Result<()> {
-        let keep = Keep { memory: u64::MAX, folder: "/nonexistent/folder".into() };
+        let keep = Spill { memory: u64::MAX, folder: "/nonexistent/folder".into() };
         let kept = Activations::new(1, vec![2], 3, &keep, &Device::Cpu, 0)?;
         kept.put(0, 0, &rows(1.0, 2)?)?;
         kept.take(0, 0)?;
         assert!(matches!(kept.take(0, 0), Err(Error::Bug(_))));
-        let keep = Keep { memory: 0, ..keep };
+        let keep = Spill { memory: 0, ..keep };
         match Activations::new(1, vec![2], 3, &keep, &Device::Cpu, 0) {
             Err(Error::Io { path, .. }) => assert_eq!(path, keep.folder),
             other => panic!("{other:?}"),

@@ -14,26 +14,27 @@
 //! `CANDLE_NUM_THREADS=1`, as the program sets it: the pool behind those sums takes one caller at a
 //! time and spins.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
 use candle_core::{Tensor, Var};
 use rayon::prelude::*;
 
-use super::activations::{Activations, Keep};
-use super::gradient_moments::{GradientMoments, InOrder, Watched};
-use super::place::Place;
-use super::sweep::{self, Scored, Sweep};
+use super::activations::{Activations, Spill};
+use super::compute::Compute;
+use super::stats::{GradientMoments, InOrder, Watched};
+use super::walk::{self, Scored, Walk};
 use super::windows::Windows;
-use crate::arch::SourceModel;
+use crate::arch::Model;
 use crate::error::{Error, Result};
-use crate::model::{Block, Head, Observer, Unobserved};
+use crate::lock::lock;
+use crate::model::{Block, Head, Observer, Unobserved, View};
 use crate::ops;
 use crate::progress::Progress;
 
 /// A loss on its way back through a model, block by block.
 #[derive(Debug)]
 pub struct Backward<'a> {
-    sweep: Sweep<'a>,
+    walk: Walk<'a>,
     /// At place `l`, the input of block `l`, or the gradient there once block `l` is done with.
     activations: Activations,
     /// Blocks yet to be gone through.
@@ -44,46 +45,46 @@ pub struct Backward<'a> {
 }
 
 impl<'a> Backward<'a> {
-    /// Runs `windows` through the model and its head, keeping what the way back needs.
+    /// Runs `windows` forward through the model and its head, keeping what the way back needs.
     ///
     /// # Errors
     /// Tensors that cannot be read; [`Error::NonFinite`] where the logits or the loss are not finite;
     /// [`Error::Io`] where activations cannot be put aside; [`Error::Interrupted`].
-    pub fn new(
-        model: &'a SourceModel,
+    pub fn forward(
+        view: impl Into<View<'a>>,
         windows: &Windows,
-        place: &Place,
-        keep: &Keep,
+        compute: &Compute,
+        spill: &Spill,
         progress: &dyn Progress,
     ) -> Result<Self> {
-        let sweep = Sweep::new(model, windows.length(), place)?;
-        let chunks: Vec<&[u32]> = sweep::chunks(windows, place).collect();
-        let (layers, rows) = (sweep.layers(), chunks.iter().map(|ids| ids.len()).collect());
+        let walk = Walk::new(view.into(), windows.length(), compute)?;
+        let chunks: Vec<&[u32]> = walk::chunks(windows, compute).collect();
+        let (layers, rows) = (walk.layers(), chunks.iter().map(|ids| ids.len()).collect());
         let activations = Activations::new(
             layers + 1,
             rows,
-            model.spec.hidden,
-            keep,
-            place.device(),
-            place.resident(),
+            walk.decoder.model().spec().hidden,
+            spill,
+            compute.device(),
+            compute.resident(),
         )?;
         for (chunk, ids) in chunks.iter().enumerate() {
-            activations.put(0, chunk, &sweep.embed(ids)?)?;
+            activations.put(0, chunk, &walk.embed(ids)?)?;
         }
         let mut ahead = None;
         for layer in 0..layers {
             let next = Some(layer + 1).filter(|next| *next < layers);
-            ahead = sweep.with_block(layer, next, ahead, |block| {
-                each_chunk(place, chunks.len(), |chunk| {
+            ahead = walk.with_block(layer, next, ahead, |block| {
+                each_chunk(compute, chunks.len(), |chunk| {
                     let x = activations.get(layer, chunk)?;
-                    let x = sweep.through(block, &x, &mut Unobserved, progress)?;
+                    let x = walk.through(block, &x, &mut Unobserved, progress)?;
                     activations.put(layer + 1, chunk, &x)
                 })
             })?;
         }
-        let head = sweep.decoder.head()?;
+        let head = walk.decoder.head()?;
         let losses: Vec<Mutex<Vec<f64>>> = chunks.iter().map(|_| Mutex::default()).collect();
-        each_chunk(place, chunks.len(), |chunk| {
+        each_chunk(compute, chunks.len(), |chunk| {
             progress.check()?;
             let x = activations.get(layers, chunk)?;
             let (found, gradient) = head_gradient(&head, &x, chunks[chunk], windows.length())?;
@@ -99,12 +100,12 @@ impl<'a> Backward<'a> {
             let detail = format!("mean of {scored} losses");
             return Err(Error::NonFinite { what: "the loss".into(), detail });
         }
-        Ok(Self { sweep, activations, layers, ahead: None, loss })
+        Ok(Self { walk, activations, layers, ahead: None, loss })
     }
 
     /// Steps [`Progress`] is told of over the whole of a pass, there and back.
-    pub fn steps(model: &SourceModel, windows: &Windows, place: &Place) -> u64 {
-        (sweep::chunks(windows, place).len() * (2 * model.spec.layers.len() + 1)) as u64
+    pub fn steps(model: &Model, windows: &Windows, compute: &Compute) -> u64 {
+        (walk::chunks(windows, compute).len() * (2 * model.spec().layers.len() + 1)) as u64
     }
 
     /// Mean loss in nats per scored token.
@@ -147,7 +148,7 @@ impl<'a> Backward<'a> {
     pub fn retreat_unobserved(&mut self, progress: &dyn Progress) -> Result<GradientMoments> {
         let moments = Mutex::new(InOrder::default());
         self.with_next_block(|pass, block| {
-            each_chunk(&pass.sweep.place, pass.activations.chunks(), |chunk| {
+            each_chunk(&pass.walk.compute, pass.activations.chunks(), |chunk| {
                 let part = pass.back(block, chunk, &mut Unobserved, progress)?;
                 lock(&moments).add(chunk, part)
             })
@@ -159,7 +160,7 @@ impl<'a> Backward<'a> {
         let layer = self.next_layer().ok_or_else(|| Error::Bug("no block is left".into()))?;
         let ahead = self.ahead.take();
         let before = layer.checked_sub(1);
-        self.ahead = self.sweep.with_block(layer, before, ahead, |block| work(self, block))?;
+        self.ahead = self.walk.with_block(layer, before, ahead, |block| work(self, block))?;
         self.layers -= 1;
         Ok(())
     }
@@ -184,8 +185,8 @@ impl<'a> Backward<'a> {
         let layer = block.layer();
         let x = Var::from_tensor(&self.activations.take(layer, chunk)?)?;
         let above = self.activations.take(layer + 1, chunk)?;
-        let mut watched = Watched::new(observer, self.sweep.decoder.device(), self.sweep.length());
-        let y = self.sweep.through(block, &x, &mut watched, progress)?;
+        let mut watched = Watched::new(observer, self.walk.decoder.device(), self.walk.length());
+        let y = self.walk.through(block, &x, &mut watched, progress)?;
         let gradient = ops::upstream(&y, &above)?.backward()?.remove(&x);
         let gradient = gradient
             .ok_or_else(|| Error::Bug(format!("block {layer} does not depend on its input")))?;
@@ -197,19 +198,14 @@ impl<'a> Backward<'a> {
 /// Calls `work(chunk)` for every chunk: on a CPU a chunk on each thread, in order as threads come free
 /// (one thread never has two chunks in hand), on a GPU one after the other.
 fn each_chunk(
-    place: &Place,
+    compute: &Compute,
     chunks: usize,
     work: impl Fn(usize) -> Result<()> + Sync + Send,
 ) -> Result<()> {
-    match place.side_by_side() {
+    match compute.side_by_side() {
         true => (0..chunks).par_bridge().try_for_each(work),
         false => (0..chunks).try_for_each(work),
     }
-}
-
-/// A thread that panicked ends the run anyway.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The summed loss of every window of a chunk of the stream, and its gradient, `[tokens, hidden]`.

@@ -6,18 +6,17 @@
 use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 
-use super::place::Place;
-use super::sweep::{self, Sweep};
+use super::compute::Compute;
+use super::walk::{self, Walk};
 use super::windows::Windows;
-use crate::arch::SourceModel;
 use crate::error::{Error, Result};
-use crate::model::{Block, Head, Observer, Unobserved};
+use crate::model::{Block, Head, Observer, Unobserved, View};
 use crate::progress::Progress;
 
 /// The residual stream of every window, advanced block by block.
 #[derive(Debug)]
 pub struct Stream<'a> {
-    sweep: Sweep<'a>,
+    walk: Walk<'a>,
     /// Rows `[windows of the chunk · length, hidden]` each, on the device as far as there is room.
     chunks: Vec<Tensor>,
     layer: usize,
@@ -30,11 +29,11 @@ impl<'a> Stream<'a> {
     ///
     /// # Errors
     /// Ids outside the vocabulary; embeddings that cannot be read.
-    pub fn new(model: &'a SourceModel, windows: &Windows, place: &Place) -> Result<Self> {
-        let sweep = Sweep::new(model, windows.length(), place)?;
-        let mut room = place.resident();
+    pub fn new(view: impl Into<View<'a>>, windows: &Windows, compute: &Compute) -> Result<Self> {
+        let walk = Walk::new(view.into(), windows.length(), compute)?;
+        let mut room = compute.resident();
         let mut embed = |ids| {
-            let chunk = sweep.embed(ids)?;
+            let chunk = walk.embed(ids)?;
             let bytes = (chunk.elem_count() * size_of::<f32>()) as u64;
             match room.checked_sub(bytes) {
                 Some(left) => {
@@ -44,18 +43,18 @@ impl<'a> Stream<'a> {
                 None => Ok(chunk.to_device(&Device::Cpu)?),
             }
         };
-        let chunks = sweep::chunks(windows, place).map(&mut embed).collect::<Result<_>>()?;
-        Ok(Self { sweep, chunks, layer: 0, ahead: None })
+        let chunks = walk::chunks(windows, compute).map(&mut embed).collect::<Result<_>>()?;
+        Ok(Self { walk, chunks, layer: 0, ahead: None })
     }
 
     /// Steps [`Progress`] is told of per block, and once more for the head.
-    pub fn steps(windows: &Windows, place: &Place) -> u64 {
-        sweep::chunks(windows, place).len() as u64
+    pub fn steps(windows: &Windows, compute: &Compute) -> u64 {
+        walk::chunks(windows, compute).len() as u64
     }
 
     /// Index of the block that [`advance`](Self::advance) runs next; `None` past the last.
     pub fn next_layer(&self) -> Option<usize> {
-        (self.layer < self.sweep.layers()).then_some(self.layer)
+        (self.layer < self.walk.layers()).then_some(self.layer)
     }
 
     /// Runs every window through the next block, in order, for an observer to see.
@@ -63,9 +62,9 @@ impl<'a> Stream<'a> {
     /// # Errors
     /// What the block or the observer refuses; [`Error::Interrupted`].
     pub fn advance(&mut self, observer: &mut dyn Observer, progress: &dyn Progress) -> Result<()> {
-        self.with_next_block(|sweep, block, chunks| {
+        self.with_next_block(|walk, block, chunks| {
             for chunk in chunks {
-                advance_chunk(sweep, block, chunk, observer, progress)?;
+                advance_chunk(walk, block, chunk, observer, progress)?;
             }
             Ok(())
         })
@@ -78,24 +77,24 @@ impl<'a> Stream<'a> {
     /// # Errors
     /// What the block refuses; [`Error::Interrupted`].
     pub fn advance_unobserved(&mut self, progress: &dyn Progress) -> Result<()> {
-        if !self.sweep.place.side_by_side() {
+        if !self.walk.compute.side_by_side() {
             return self.advance(&mut Unobserved, progress);
         }
-        self.with_next_block(|sweep, block, chunks| {
+        self.with_next_block(|walk, block, chunks| {
             chunks
                 .par_iter_mut()
-                .try_for_each(|chunk| advance_chunk(sweep, block, chunk, &mut Unobserved, progress))
+                .try_for_each(|chunk| advance_chunk(walk, block, chunk, &mut Unobserved, progress))
         })
     }
 
     fn with_next_block(
         &mut self,
-        work: impl FnOnce(&Sweep<'_>, &Block, &mut [Tensor]) -> Result<()>,
+        work: impl FnOnce(&Walk<'_>, &Block, &mut [Tensor]) -> Result<()>,
     ) -> Result<()> {
-        let (layer, sweep, chunks) = (self.layer, &self.sweep, &mut self.chunks);
-        let next = Some(layer + 1).filter(|next| *next < sweep.layers());
+        let (layer, walk, chunks) = (self.layer, &self.walk, &mut self.chunks);
+        let next = Some(layer + 1).filter(|next| *next < walk.layers());
         let ahead = self.ahead.take();
-        self.ahead = sweep.with_block(layer, next, ahead, |block| work(sweep, block, chunks))?;
+        self.ahead = walk.with_block(layer, next, ahead, |block| work(walk, block, chunks))?;
         self.layer += 1;
         Ok(())
     }
@@ -112,7 +111,7 @@ impl<'a> Stream<'a> {
     /// Tensors that cannot be read; calling it early is a bug.
     pub fn head(&self) -> Result<Head> {
         match self.next_layer() {
-            None => self.sweep.decoder.head(),
+            None => self.walk.decoder.head(),
             Some(layer) => Err(Error::Bug(format!("the head was asked for before block {layer}"))),
         }
     }
@@ -120,14 +119,14 @@ impl<'a> Stream<'a> {
 
 /// `chunk` after `block`, in the place where it was.
 fn advance_chunk(
-    sweep: &Sweep<'_>,
+    walk: &Walk<'_>,
     block: &Block,
     chunk: &mut Tensor,
     observer: &mut dyn Observer,
     progress: &dyn Progress,
 ) -> Result<()> {
-    let x = chunk.to_device(sweep.place.device())?;
-    let x = sweep.through(block, &x, observer, progress)?;
+    let x = chunk.to_device(walk.compute.device())?;
+    let x = walk.through(block, &x, observer, progress)?;
     *chunk = x.to_device(chunk.device())?;
     Ok(())
 }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use crate::arch::SourceModel;
+use crate::arch::Model;
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 
@@ -89,8 +89,8 @@ impl Tokenizer {
     ///
     /// # Errors
     /// [`Error::InvalidFile`] where there is none or it is malformed.
-    pub fn open(model: &SourceModel) -> Result<Self> {
-        let file = model.checkpoint.root().join("tokenizer.json");
+    pub fn open(model: &Model) -> Result<Self> {
+        let file = model.checkpoint().root().join("tokenizer.json");
         if !file.is_file() {
             return Err(Error::InvalidFile {
                 file,
@@ -101,7 +101,7 @@ impl Tokenizer {
             });
         }
         match tokenizers::Tokenizer::from_file(&file) {
-            Ok(inner) => Ok(Self { inner, file, vocab: model.spec.vocab }),
+            Ok(inner) => Ok(Self { inner, file, vocab: model.spec().vocab }),
             Err(e) => Err(Error::InvalidFile { file, problem: e.to_string(), hint: None }),
         }
     }

@@ -3,9 +3,10 @@
 use std::path::Path;
 
 use super::text::check_vocabulary;
+use crate::checkpoint::{Dtype, TensorFile};
 use crate::digest::Digest;
 use crate::error::{Error, Result};
-use safetensors::{Dtype, SafeTensors};
+use crate::random::split_mix;
 
 /// Windows of equal length, disjoint unless drawn.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -76,17 +77,17 @@ impl Windows {
                 "--ids takes a safetensors file with `input_ids` i64 [windows, length]".into(),
             ),
         };
-        let bytes = std::fs::read(file).map_err(|e| Error::io("read", file, e))?;
-        let tensors = SafeTensors::deserialize(&bytes).map_err(|e| invalid(e.to_string()))?;
-        let ids = tensors.tensor("input_ids").map_err(|e| invalid(e.to_string()))?;
-        let (&[count, length], Dtype::I64) = (ids.shape(), ids.dtype()) else {
-            let found = format!("`input_ids` is {:?} {:?}", ids.dtype(), ids.shape());
-            return Err(invalid(found));
+        let tensors = TensorFile::open(file)?;
+        let missing = || invalid("it has no tensor `input_ids`".into());
+        let ids = tensors.get("input_ids").ok_or_else(missing)?;
+        let (&[count, length], Dtype::I64) = (ids.shape.as_slice(), ids.dtype) else {
+            return Err(invalid(format!("`input_ids` is {:?} {:?}", ids.dtype, ids.shape)));
         };
         if count == 0 || length < 2 {
             return Err(invalid(format!("`input_ids` is [{count}, {length}]: nothing to predict")));
         }
-        let ids = ids.data().as_chunks::<8>().0.iter().map(|b| i64::from_le_bytes(*b));
+        let data = tensors.read(ids)?;
+        let ids = data.as_chunks::<8>().0.iter().map(|b| i64::from_le_bytes(*b));
         let ids = ids
             .map(|id| u32::try_from(id).map_err(|_| invalid(format!("{id} is not a token id"))))
             .collect::<Result<Vec<u32>>>()?;
@@ -118,15 +119,6 @@ impl Windows {
         }
         hash.hex()
     }
-}
-
-/// `SplitMix64`: one 64-bit step of the generator of Steele, Lea and Flood (OOPSLA 2014).
-pub(crate) fn split_mix(state: &mut u64) -> u64 {
-    *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let mut z = *state;
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
 }
 
 #[cfg(test)]

@@ -3,12 +3,12 @@
 
 use candle_core::{Device, Tensor};
 
-use super::block::BlockContext;
+use super::context::Positions;
 use super::linear::Linear;
 use super::norm::Norm;
+use super::source::View;
 use super::{KvCache, Observer};
-use crate::arch::{ModelSpec, Port, Site};
-use crate::checkpoint::Checkpoint;
+use crate::arch::{Port, Role};
 use crate::error::Result;
 use crate::ops;
 
@@ -29,20 +29,16 @@ pub(super) struct Attention {
 }
 
 impl Attention {
-    /// Reads the linears and norms of `layer`; `sites` are q, k, v, o in that order.
-    pub(super) fn load(
-        checkpoint: &Checkpoint,
-        spec: &ModelSpec,
-        layer: usize,
-        [q, k, v, o]: [&Site; 4],
-        device: &Device,
-    ) -> Result<Self> {
+    /// Reads the linears and norms of `layer`.
+    pub(super) fn load(view: View<'_>, layer: usize, device: &Device) -> Result<Self> {
+        let (checkpoint, spec) = (view.model.checkpoint(), view.model.spec());
         let (a, names) = (&spec.attention, &spec.family.names);
         let norm = |name: &str| {
             let module = format!("{}{layer}.{name}", names.layer);
             a.qk_norm.then(|| Norm::load(checkpoint, spec.norm, &module, device)).transpose()
         };
-        let q = Linear::load(checkpoint, q, device)?;
+        let linear = |role| Linear::load(view.source, view.site(layer, role, None)?, device);
+        let q = linear(Role::AttnQ)?;
         let scores = ops::Scores {
             scale: a.scale as f32,
             cap: a.score_cap.map(|cap| cap as f32),
@@ -50,9 +46,9 @@ impl Attention {
         };
         Ok(Self {
             q,
-            k: Linear::load(checkpoint, k, device)?,
-            v: Linear::load(checkpoint, v, device)?,
-            o: Linear::load(checkpoint, o, device)?,
+            k: linear(Role::AttnK)?,
+            v: linear(Role::AttnV)?,
+            o: linear(Role::AttnO)?,
             q_norm: norm(names.q_norm)?,
             k_norm: norm(names.k_norm)?,
             heads: a.heads,
@@ -67,16 +63,16 @@ impl Attention {
     pub(super) fn forward(
         &self,
         x: &Tensor,
-        context: &BlockContext<'_>,
+        positions: &Positions<'_>,
         cache: Option<&mut KvCache>,
         observer: &mut dyn Observer,
     ) -> Result<Tensor> {
-        let (batch, length) = (context.batch, context.length);
+        let (batch, length) = (positions.batch, positions.length);
         observer.input(Port::AttnIn, x)?;
         let rows = self.q.forward(x, observer)?;
-        let q = self.rotated(rows, self.heads, self.q_norm.as_ref(), context)?;
+        let q = self.rotated(rows, self.heads, self.q_norm.as_ref(), positions)?;
         let rows = self.k.forward(x, observer)?;
-        let k = self.rotated(rows, self.kv_heads, self.k_norm.as_ref(), context)?;
+        let k = self.rotated(rows, self.kv_heads, self.k_norm.as_ref(), positions)?;
         let rows = self.v.forward(x, observer)?;
         let v = ops::heads_first(&rows.reshape((batch, length, self.kv_heads, self.head_dim))?)?;
         drop(rows);
@@ -84,7 +80,7 @@ impl Attention {
             Some(cache) => cache.extend(k, v)?,
             None => (k, v),
         };
-        let mixed = ops::causal_attention(&q, &k, &v, self.scores, context.first, self.window)?;
+        let mixed = ops::causal_attention(&q, &k, &v, self.scores, positions.first, self.window)?;
         drop((q, k, v));
         observer.input(Port::AttnOut, &mixed)?;
         self.o.forward(&mixed, observer)
@@ -98,12 +94,12 @@ impl Attention {
         rows: Tensor,
         heads: usize,
         norm: Option<&Norm>,
-        context: &BlockContext<'_>,
+        positions: &Positions<'_>,
     ) -> Result<Tensor> {
-        let split = rows.reshape((context.batch, context.length, heads, self.head_dim))?;
+        let split = rows.reshape((positions.batch, positions.length, heads, self.head_dim))?;
         match norm {
-            Some(norm) => norm.forward_rotated(&split, context.cos, context.sin),
-            None => ops::rope(&split, context.cos, context.sin),
+            Some(norm) => norm.forward_rotated(&split, positions.cos, positions.sin),
+            None => ops::rope(&split, positions.cos, positions.sin),
         }
     }
 }

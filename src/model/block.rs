@@ -10,11 +10,12 @@
 use candle_core::{Device, Tensor};
 
 use super::attention::Attention;
+use super::context::Positions;
 use super::mlp::Mlp;
 use super::norm::Norm;
+use super::source::View;
 use super::{Half, KvCache, Observer};
-use crate::arch::{Site, SourceModel};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::ops;
 
 /// A block's weights in f32.
@@ -31,32 +32,13 @@ pub struct Block {
     parallel: bool,
 }
 
-/// Where the rows of an activation stand: `batch` texts of `length` positions from `first` on.
-#[derive(Debug, Clone, Copy)]
-pub struct BlockContext<'a> {
-    /// Texts side by side.
-    pub batch: usize,
-    /// Positions of each.
-    pub length: usize,
-    /// Absolute position of the first.
-    pub first: usize,
-    /// `[length, half of the channels that turn]`.
-    pub cos: &'a Tensor,
-    /// The same shape.
-    pub sin: &'a Tensor,
-}
-
 impl Block {
     /// Reads the weights of `layer`.
     ///
     /// # Errors
     /// A tensor that cannot be read or holds values that are not finite.
-    pub fn load(model: &SourceModel, layer: usize, device: &Device) -> Result<Self> {
-        let (checkpoint, spec) = (&model.checkpoint, &model.spec);
-        let sites: Vec<&Site> = model.layer_sites(layer).collect();
-        let [q, k, v, o, mlp @ ..] = sites.as_slice() else {
-            return Err(Error::Bug(format!("layer {layer} has {} sites", sites.len())));
-        };
+    pub fn load(view: View<'_>, layer: usize, device: &Device) -> Result<Self> {
+        let (checkpoint, spec) = (view.model.checkpoint(), view.model.spec());
         let names = &spec.family.names;
         let norm = |name: &str| {
             Norm::load(checkpoint, spec.norm, &format!("{}{layer}.{name}", names.layer), device)
@@ -64,10 +46,10 @@ impl Block {
         Ok(Self {
             layer,
             attention_norm: norm(names.attention_norm)?,
-            attention: Attention::load(checkpoint, spec, layer, [q, k, v, o], device)?,
+            attention: Attention::load(view, layer, device)?,
             attention_post_norm: names.attention_post_norm.map(norm).transpose()?,
             mlp_norm: norm(names.mlp_norm)?,
-            mlp: Mlp::load(checkpoint, spec, layer, mlp, device)?,
+            mlp: Mlp::load(view, layer, device)?,
             mlp_post_norm: names.mlp_post_norm.map(norm).transpose()?,
             parallel: spec.parallel_residual,
         })
@@ -80,14 +62,14 @@ impl Block {
     pub fn forward(
         &self,
         x: &Tensor,
-        context: &BlockContext<'_>,
+        positions: &Positions<'_>,
         cache: Option<&mut KvCache>,
         observer: &mut dyn Observer,
     ) -> Result<Tensor> {
         // Nothing outlives its half but the stream: activations are what limits a chunk.
         let between = {
             let normed = self.attention_norm.forward(x)?;
-            let added = self.attention.forward(&normed, context, cache, observer)?;
+            let added = self.attention.forward(&normed, positions, cache, observer)?;
             drop(normed);
             let added = post_normed(added, self.attention_post_norm.as_ref())?;
             let between = ops::add(x, &added)?;

@@ -4,12 +4,14 @@ use std::ops::Range;
 
 use candle_core::{Device, Tensor, Var};
 
-use super::block::{Block, BlockContext};
+use super::block::Block;
+use super::context::Positions;
 use super::norm::Norm;
-use super::weights::{Use, load_for};
+use super::source::{self, View};
+use super::weights::Use;
 use super::{GradientSinks, KvCache, Unobserved, rope};
-use crate::arch::{PositionRule, SourceModel};
-use crate::checkpoint::{CheckpointError, to_f32};
+use crate::arch::{Model, ModelSpec, Piece, PositionRule};
+use crate::checkpoint::{Dtype, to_f32};
 use crate::error::{Error, Result};
 use crate::ops::{self, CrossEntropy};
 
@@ -17,19 +19,23 @@ use crate::ops::{self, CrossEntropy};
 /// it is asked for.
 #[derive(Debug)]
 pub struct Decoder<'a> {
-    model: &'a SourceModel,
+    view: View<'a>,
     device: Device,
 }
 
 impl<'a> Decoder<'a> {
-    /// A decoder that computes on `device`.
-    pub fn new(model: &'a SourceModel, device: &Device) -> Self {
-        Self { model, device: device.clone() }
+    /// A decoder of a model that computes on `device`.
+    pub fn new(view: impl Into<View<'a>>, device: &Device) -> Self {
+        Self { view: view.into(), device: device.clone() }
     }
 
     /// The model this decoder runs.
-    pub fn model(&self) -> &'a SourceModel {
-        self.model
+    pub fn model(&self) -> &'a Model {
+        self.view.model
+    }
+
+    fn spec(&self) -> &'a ModelSpec {
+        self.view.model.spec()
     }
 
     /// Where it computes.
@@ -45,10 +51,11 @@ impl<'a> Decoder<'a> {
     /// Rows that are not finite; an id outside the vocabulary, or a position past the learned ones,
     /// is a bug of the caller.
     pub fn embed(&self, ids: &[u32], first: usize, length: usize) -> Result<Tensor> {
-        let spec = &self.model.spec;
+        let spec = self.spec();
         let names = &spec.family.names;
         let tokens: Vec<usize> = ids.iter().map(|&id| id as usize).collect();
-        let x = self.table_rows(names.embedding, spec.vocab, &tokens)?;
+        let embedding = self.view.source.stored(self.view.embedding()?, Piece::Weight)?;
+        let x = self.table_rows(&embedding.tensor, embedding.dtype, &embedding.bytes, &tokens)?;
         let x = match spec.family.scaled_embedding {
             // The factor is rounded to f32, as transformers rounds it to what it computes in.
             true => x.affine(f64::from((spec.hidden as f64).sqrt() as f32), 0.0)?,
@@ -58,30 +65,31 @@ impl<'a> Decoder<'a> {
             PositionRule::Rotary { .. } => Ok(x),
             PositionRule::Learned => {
                 let places: Vec<usize> = (0..ids.len()).map(|i| first + i % length).collect();
-                let places = self.table_rows(names.positions, spec.max_positions, &places)?;
+                let checkpoint = self.view.model.checkpoint();
+                let table = checkpoint.require(names.positions)?;
+                let bytes = checkpoint.bytes(table)?;
+                let places = self.table_rows(&table.name, table.dtype, bytes, &places)?;
                 ops::add(&x, &places)
             }
         }
     }
 
-    /// Rows `[rows.len(), hidden]` of tensor `name`, a table of `count` rows.
-    fn table_rows(&self, name: &str, count: usize, rows: &[usize]) -> Result<Tensor> {
-        let hidden = self.model.spec.hidden;
-        if let Some(row) = rows.iter().find(|&&row| row >= count) {
-            return Err(Error::Bug(format!("row {row} of `{name}`, which has {count}")));
+    /// Rows `[rows.len(), hidden]` of a table `name` whose data are `bytes` of `dtype`.
+    fn table_rows(&self, name: &str, dtype: Dtype, bytes: &[u8], rows: &[usize]) -> Result<Tensor> {
+        let hidden = self.spec().hidden;
+        let width = hidden * dtype.bitsize() / 8;
+        let mut found = Vec::with_capacity(rows.len() * width);
+        for &row in rows {
+            let data = bytes.get(row * width..(row + 1) * width);
+            let missing = || Error::Bug(format!("row {row} of `{name}`, which has fewer"));
+            found.extend_from_slice(data.ok_or_else(missing)?);
         }
-        let checkpoint = &self.model.checkpoint;
-        let info = checkpoint.require(name)?;
-        let bytes = checkpoint.bytes(info)?;
-        let width = bytes.len() / count;
-        let found: Vec<u8> =
-            rows.iter().flat_map(|&row| &bytes[row * width..][..width]).copied().collect();
-        let values = to_f32(info.dtype, &found, &info.name).map_err(|error| match error {
+        let values = to_f32(dtype, &found, name).map_err(|error| match error {
             // The place counts in the rows gathered; the user looks for it in the tensor.
-            CheckpointError::NonFinite { tensor, index } => {
+            Error::NonFiniteTensor { tensor, index } => {
                 let (row, column) = (index as usize / hidden, index % hidden as u64);
                 let index = (rows[row] * hidden) as u64 + column;
-                CheckpointError::NonFinite { tensor, index }
+                Error::NonFiniteTensor { tensor, index }
             }
             other => other,
         })?;
@@ -93,7 +101,7 @@ impl<'a> Decoder<'a> {
     /// # Errors
     /// As [`Block::load`].
     pub fn block(&self, layer: usize) -> Result<Block> {
-        Block::load(self.model, layer, &self.device)
+        Block::load(self.view, layer, &self.device)
     }
 
     /// cos and sin for positions `first .. first + length`, `[length, 0]` where nothing turns.
@@ -101,7 +109,7 @@ impl<'a> Decoder<'a> {
     /// # Errors
     /// Only if the device is out of memory.
     pub fn rope(&self, first: usize, length: usize) -> Result<(Tensor, Tensor)> {
-        if let Some(rope) = &self.model.spec.attention.rope {
+        if let Some(rope) = &self.spec().attention.rope {
             return rope::tables(rope, first, length, &self.device);
         }
         let none = Tensor::from_vec(Vec::<f32>::new(), (length, 0), &self.device)?;
@@ -113,10 +121,10 @@ impl<'a> Decoder<'a> {
     /// # Errors
     /// A tensor that cannot be read or is not finite.
     pub fn head(&self) -> Result<Head> {
-        let (checkpoint, spec) = (&self.model.checkpoint, &self.model.spec);
+        let (checkpoint, spec) = (self.view.model.checkpoint(), self.spec());
+        let (source, site) = (self.view.source, self.view.head()?);
+        let weight = source::load(source, site, Piece::Weight, Use::Product, &self.device)?;
         let names = &spec.family.names;
-        let weight = if spec.tied { names.embedding } else { names.head };
-        let weight = load_for(Use::Product, checkpoint, weight, &self.device)?;
         let norm = Norm::load(checkpoint, spec.norm, names.final_norm, &self.device)?;
         Ok(Head { norm, weight, cap: spec.logit_cap.map(|cap| cap as f32) })
     }
@@ -128,10 +136,10 @@ impl<'a> Decoder<'a> {
     pub fn logits(&self, ids: &[u32], batch: usize) -> Result<Tensor> {
         let length = ids.len() / batch;
         let (cos, sin) = self.rope(0, length)?;
-        let context = BlockContext { batch, length, first: 0, cos: &cos, sin: &sin };
+        let positions = Positions { batch, length, first: 0, cos: &cos, sin: &sin };
         let mut x = self.embed(ids, 0, length)?;
-        for layer in 0..self.model.spec.layers.len() {
-            x = self.block(layer)?.forward(&x, &context, None, &mut Unobserved)?;
+        for layer in 0..self.spec().layers.len() {
+            x = self.block(layer)?.forward(&x, &positions, None, &mut Unobserved)?;
         }
         self.head()?.logits(&x)
     }
@@ -234,9 +242,9 @@ impl<'a> Session<'a> {
     ///
     /// # Errors
     /// As [`Decoder::block`].
-    pub fn new(model: &'a SourceModel, device: &Device) -> Result<Self> {
-        let decoder = Decoder::new(model, device);
-        let blocks = (0..model.spec.layers.len())
+    pub fn new(view: impl Into<View<'a>>, device: &Device) -> Result<Self> {
+        let decoder = Decoder::new(view, device);
+        let blocks = (0..decoder.spec().layers.len())
             .map(|layer| Ok((decoder.block(layer)?, KvCache::default())))
             .collect::<Result<_>>()?;
         let head = decoder.head()?;
@@ -252,16 +260,11 @@ impl<'a> Session<'a> {
             return Err(Error::usage("there is no token to continue from", "give a prompt"));
         }
         let (cos, sin) = self.decoder.rope(self.position, ids.len())?;
-        let context = BlockContext {
-            batch: 1,
-            length: ids.len(),
-            first: self.position,
-            cos: &cos,
-            sin: &sin,
-        };
+        let positions =
+            Positions { batch: 1, length: ids.len(), first: self.position, cos: &cos, sin: &sin };
         let mut x = self.decoder.embed(ids, self.position, ids.len())?;
         for (block, cache) in &mut self.blocks {
-            x = block.forward(&x, &context, Some(cache), &mut Unobserved)?;
+            x = block.forward(&x, &positions, Some(cache), &mut Unobserved)?;
         }
         self.position += ids.len();
         let last = x.narrow(0, ids.len() - 1, 1)?;

@@ -2,42 +2,13 @@
 
 use candle_core::{DType, Device, Tensor};
 
-use super::rows::load_site_tensor;
+use super::source::{self, Source, bias};
 use super::stack::Stack;
 use super::weights::Use;
 use super::{GradientSinks, Observer};
-use crate::arch::{Site, Storage};
-use crate::checkpoint::Checkpoint;
+use crate::arch::{Piece, Site, Storage};
 use crate::error::Result;
 use crate::ops;
-
-/// The weight `[out, in]` of `site` in f32, factors multiplied out where it is stored as factors.
-///
-/// # Errors
-/// As [`load_tensor`](super::load_tensor).
-pub fn dense_weight(checkpoint: &Checkpoint, site: &Site, device: &Device) -> Result<Tensor> {
-    // Widened where it is: what crosses the bus is what is stored.
-    let load = |suffix: &str| -> Result<Tensor> {
-        let stored = load_site_tensor(Use::Product, checkpoint, site, suffix, device)?;
-        Ok(stored.to_dtype(DType::F32)?)
-    };
-    match site.storage {
-        Storage::Dense => load("weight"),
-        Storage::LowRank { .. } => Ok(load("u.weight")?.matmul(&load("v.weight")?)?),
-        Storage::Stack { rank, levels } => {
-            Stack::load(checkpoint, site, (rank, levels), device)?.dense()
-        }
-    }
-}
-
-/// The bias `[out]` of `site` in f32, where it has one.
-///
-/// # Errors
-/// As [`load_tensor`](super::load_tensor).
-pub fn bias(checkpoint: &Checkpoint, site: &Site, device: &Device) -> Result<Option<Tensor>> {
-    let load = || load_site_tensor(Use::Values, checkpoint, site, "bias", device);
-    site.bias.then(load).transpose()
-}
 
 /// `y = W x + b` with `W` in one of its storages.
 #[derive(Debug, Clone)]
@@ -53,7 +24,7 @@ enum Weight {
     Dense(Tensor),
     /// `v [rank, in]`, `u [out, rank]`.
     LowRank { v: Tensor, u: Tensor },
-    /// Residual blocks.
+    /// Levels of signs and factors.
     Stack(Box<Stack>),
 }
 
@@ -61,19 +32,17 @@ impl Linear {
     /// Reads the site's tensors.
     ///
     /// # Errors
-    /// As [`load_tensor`](super::load_tensor).
-    pub fn load(checkpoint: &Checkpoint, site: &Site, device: &Device) -> Result<Self> {
-        let load = |suffix: &str| load_site_tensor(Use::Product, checkpoint, site, suffix, device);
+    /// As [`dense_weight`](super::dense_weight).
+    pub fn load(source: &dyn Source, site: &Site, device: &Device) -> Result<Self> {
+        let load = |piece| source::load(source, site, piece, Use::Product, device);
         let weight = match site.storage {
-            Storage::Dense => Weight::Dense(load("weight")?),
-            Storage::LowRank { .. } => {
-                Weight::LowRank { v: load("v.weight")?, u: load("u.weight")? }
-            }
-            Storage::Stack { rank, levels } => {
-                Weight::Stack(Box::new(Stack::load(checkpoint, site, (rank, levels), device)?))
+            Storage::Dense => Weight::Dense(load(Piece::Weight)?),
+            Storage::LowRank { .. } => Weight::LowRank { v: load(Piece::V)?, u: load(Piece::U)? },
+            Storage::Stack { levels, .. } => {
+                Weight::Stack(Box::new(Stack::load(source, site, levels, device)?))
             }
         };
-        let bias = bias(checkpoint, site, device)?;
+        let bias = bias(source, site, device)?;
         Ok(Self { site: Box::new(site.clone()), weight, bias })
     }
 

@@ -3,11 +3,11 @@
 use candle_core::{D, Device, Tensor};
 
 use super::linear::Linear;
+use super::source::View;
 use super::weights::load_tensor;
 use super::{GradientSinks, Observer};
-use crate::arch::{Activation, MlpSpec, ModelSpec, Port, Site};
-use crate::checkpoint::Checkpoint;
-use crate::error::{Error, Result};
+use crate::arch::{Activation, MlpSpec, Port, Role};
+use crate::error::Result;
 use crate::ops::{self, Gelu};
 
 /// What follows the attention.
@@ -38,21 +38,20 @@ pub(super) struct Gated {
 }
 
 impl Gated {
+    /// Reads the gated MLP of `layer`, or one of its experts.
     fn load(
-        checkpoint: &Checkpoint,
-        sites: &[&Site],
+        view: View<'_>,
+        layer: usize,
+        expert: Option<usize>,
         activation: Activation,
         device: &Device,
     ) -> Result<Self> {
-        let [gate, up, down] = sites else {
-            return Err(Error::Bug(format!("a gated MLP of {} sites", sites.len())));
+        let [gate, up, down] = match expert {
+            None => [Role::MlpGate, Role::MlpUp, Role::MlpDown],
+            Some(_) => [Role::ExpertGate, Role::ExpertUp, Role::ExpertDown],
         };
-        Ok(Self {
-            gate: Linear::load(checkpoint, gate, device)?,
-            up: Linear::load(checkpoint, up, device)?,
-            down: Linear::load(checkpoint, down, device)?,
-            activation,
-        })
+        let linear = |role| Linear::load(view.source, view.site(layer, role, expert)?, device);
+        Ok(Self { gate: linear(gate)?, up: linear(up)?, down: linear(down)?, activation })
     }
 
     fn forward(&self, x: &Tensor, hidden: Port, observer: &mut dyn Observer) -> Result<Tensor> {
@@ -69,35 +68,25 @@ impl Gated {
 }
 
 impl Mlp {
-    /// Reads the MLP of `layer`; `sites` are gate (where there is one), up, down, of each expert in
-    /// turn where there are any.
-    pub(super) fn load(
-        checkpoint: &Checkpoint,
-        spec: &ModelSpec,
-        layer: usize,
-        sites: &[&Site],
-        device: &Device,
-    ) -> Result<Self> {
+    /// Reads the MLP of `layer`.
+    pub(super) fn load(view: View<'_>, layer: usize, device: &Device) -> Result<Self> {
+        let (checkpoint, spec) = (view.model.checkpoint(), view.model.spec());
         match spec.layers[layer].mlp {
             MlpSpec::Gated { activation, .. } => {
-                Ok(Self::Gated(Gated::load(checkpoint, sites, activation, device)?))
+                Ok(Self::Gated(Gated::load(view, layer, None, activation, device)?))
             }
             MlpSpec::Plain { gelu, .. } => {
-                let [up, down] = sites else {
-                    return Err(Error::Bug(format!("a plain MLP of {} sites", sites.len())));
-                };
-                let up = Linear::load(checkpoint, up, device)?;
-                Ok(Self::Plain { up, down: Linear::load(checkpoint, down, device)?, gelu })
+                let linear =
+                    |role| Linear::load(view.source, view.site(layer, role, None)?, device);
+                Ok(Self::Plain { up: linear(Role::MlpUp)?, down: linear(Role::MlpDown)?, gelu })
             }
-            MlpSpec::Experts { top_k, renormalise, .. } => {
+            MlpSpec::Experts { count, top_k, renormalise, .. } => {
                 let names = &spec.family.names;
                 let router = format!("{}{layer}.{}", names.layer, names.router);
+                let expert = |e| Gated::load(view, layer, Some(e), Activation::Silu, device);
                 Ok(Self::Experts {
                     router: load_tensor(checkpoint, &router, device)?,
-                    experts: sites
-                        .chunks(3)
-                        .map(|s| Gated::load(checkpoint, s, Activation::Silu, device))
-                        .collect::<Result<_>>()?,
+                    experts: (0..count).map(expert).collect::<Result<_>>()?,
                     top_k,
                     renormalise,
                 })

@@ -16,22 +16,24 @@
 mod attention;
 mod block;
 mod cache;
+mod context;
 mod decoder;
 mod linear;
 mod mlp;
 mod norm;
 mod rope;
-mod rows;
 mod sampler;
+mod source;
 mod stack;
 mod weights;
 
-pub use block::{Block, BlockContext};
+pub use block::Block;
 pub use cache::KvCache;
+pub use context::Positions;
 pub use decoder::{Decoder, Head, Session};
-pub use linear::{Linear, bias, dense_weight};
-pub use rows::part_bytes;
+pub use linear::Linear;
 pub use sampler::Sampler;
+pub use source::{Source, Stored, View, bias, dense_weight};
 pub use stack::stack_scale;
 pub use weights::load_tensor;
 
@@ -95,16 +97,17 @@ pub enum Half {
 }
 
 impl Half {
-    /// The half a site belongs to.
-    pub fn of(role: Role) -> Self {
+    /// The half a linear belongs to; `None` of embedding and head, which are in no block.
+    pub fn of(role: Role) -> Option<Self> {
         match role {
-            Role::AttnQ | Role::AttnK | Role::AttnV | Role::AttnO => Self::Attention,
+            Role::AttnQ | Role::AttnK | Role::AttnV | Role::AttnO => Some(Self::Attention),
             Role::MlpGate
             | Role::MlpUp
             | Role::MlpDown
             | Role::ExpertGate
             | Role::ExpertUp
-            | Role::ExpertDown => Self::Mlp,
+            | Role::ExpertDown => Some(Self::Mlp),
+            Role::Embed | Role::Head => None,
         }
     }
 }

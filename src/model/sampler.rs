@@ -3,7 +3,7 @@
 use candle_core::Tensor;
 
 use crate::error::{Error, Result};
-use crate::measure::split_mix;
+use crate::random::split_mix;
 
 /// Draws tokens; the same seed draws the same.
 #[derive(Debug, Clone)]

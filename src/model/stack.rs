@@ -1,33 +1,36 @@
-//! A linear that is a sum of residual blocks, computed with as it is stored.
+//! A linear that is a sum of levels, computed with as it is stored.
 //!
 //! A single row never meets the dense matrix; for many a tile of its rows is rebuilt at a time.
 
 use candle_core::{DType, Device, Tensor};
 
 use super::GradientSinks;
-use super::weights::load_tensor;
-use crate::arch::Site;
-use crate::checkpoint::{Checkpoint, CheckpointError, check_finite};
+use super::source::{self, Source};
+use super::weights::Use;
+use crate::arch::{Piece, Site};
 use crate::error::{Error, Result};
 use crate::ops;
 
 /// Rows of the dense weight that exist at a time.
 const TILE: usize = 1024;
 
-/// What the input channels of `site` are divided by, all of them above zero.
+/// Reads what the input channels of `site` are divided by, all of them above zero.
 ///
 /// # Errors
-/// [`CheckpointError::NonFinite`] for a scale that is not finite, or has no inverse that is.
-pub fn stack_scale(checkpoint: &Checkpoint, site: &Site) -> Result<Vec<f32>> {
-    let name = format!("{}.scale", site.name);
-    let scale = load_tensor(checkpoint, &name, &Device::Cpu)?.to_vec1::<f32>()?;
+/// [`Error::NonFiniteTensor`] for a scale that is not finite, or has no inverse that is.
+pub fn stack_scale(source: &dyn Source, site: &Site) -> Result<Vec<f32>> {
+    let scale = source::load(source, site, Piece::Scale, Use::Values, &Device::Cpu)?;
+    let scale = scale.to_vec1::<f32>()?;
     match scale.iter().position(|scale| *scale <= 0.0 || !scale.recip().is_finite()) {
-        Some(index) => Err(CheckpointError::NonFinite { tensor: name, index: index as u64 }.into()),
+        Some(index) => {
+            let (tensor, index) = (Piece::Scale.name_in(&site.name), index as u64);
+            Err(Error::NonFiniteTensor { tensor, index })
+        }
         None => Ok(scale),
     }
 }
 
-/// The blocks of one linear, level after level.
+/// The levels of one linear.
 #[derive(Debug, Clone)]
 pub(super) struct Stack {
     /// `[levels, out, ⌈in/8⌉]` u8.
@@ -41,34 +44,25 @@ pub(super) struct Stack {
 }
 
 impl Stack {
-    /// Reads the first `levels` blocks of `site`.
+    /// Reads the first `levels` of `site`.
     pub(super) fn load(
-        checkpoint: &Checkpoint,
+        source: &dyn Source,
         site: &Site,
-        (rank, levels): (usize, usize),
+        levels: usize,
         device: &Device,
     ) -> Result<Self> {
-        let (m, n) = (site.out_features, site.in_features);
+        let (m, n, rank) = (site.out_features, site.in_features, site.storage.rank());
         let mut parts: [Vec<u8>; 3] = Default::default();
         for level in 0..levels {
-            for (part, spec) in parts.iter_mut().zip(site.level_tensors(rank, level)) {
-                let info = checkpoint.require(&spec.name)?;
-                if (info.dtype, &info.shape) != (spec.dtype, &spec.shape) {
-                    return Err(Error::TensorMismatch {
-                        tensor: spec.name.clone(),
-                        file: checkpoint.file_of(info).to_owned(),
-                        expected: format!("{:?} {:?}", spec.dtype, spec.shape),
-                        found: format!("{:?} {:?}", info.dtype, info.shape),
-                    });
-                }
-                let bytes = checkpoint.bytes(info)?;
-                check_finite(info.dtype, bytes, &info.name)?;
-                part.extend_from_slice(bytes);
-                checkpoint.release(info);
+            for (part, piece) in parts.iter_mut().zip(Piece::of_level(level)) {
+                let stored = source.stored(site, piece)?;
+                stored.check_finite()?;
+                part.extend_from_slice(&stored.bytes);
+                source.release(site, piece);
             }
         }
         let [signs, u, v] = &parts;
-        let scale = stack_scale(checkpoint, site)?;
+        let scale = stack_scale(source, site)?;
         let inverse: Vec<u8> = scale.iter().flat_map(|scale| (1.0 / scale).to_le_bytes()).collect();
         let up = |bytes: &[u8], dtype, shape: &[usize]| ops::upload(bytes, dtype, shape, device);
         Ok(Self {

@@ -20,19 +20,9 @@ pub(super) enum Use {
 /// # Errors
 /// A tensor that is missing, of a dtype that is not a float, or not finite.
 pub fn load_tensor(checkpoint: &Checkpoint, name: &str, device: &Device) -> Result<Tensor> {
-    load_for(Use::Values, checkpoint, name, device)
-}
-
-/// Reads tensor `name` for some use, as [`load_tensor`].
-pub(super) fn load_for(
-    purpose: Use,
-    checkpoint: &Checkpoint,
-    name: &str,
-    device: &Device,
-) -> Result<Tensor> {
     let info = checkpoint.require(name)?;
     let bytes = checkpoint.bytes(info)?;
-    let tensor = tensor_of(purpose, info.dtype, bytes, name, &info.shape, device);
+    let tensor = tensor_of(Use::Values, info.dtype, bytes, name, &info.shape, device);
     // The values are ours now; the mapped pages would only add to what the process seems to hold.
     checkpoint.release(info);
     tensor

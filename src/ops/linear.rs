@@ -20,7 +20,7 @@ use half::bf16;
 use super::cuda::{self, Grid, Launch};
 use super::lanes::{self, Kernel};
 use super::{operand, row_dots};
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 const OP: &str = "linear";
 
@@ -113,12 +113,12 @@ impl Linear {
             sink.as_ref().map_or(Ok(()), |sink| sink.gradient(gradient))
         };
         let dy = dy.contiguous()?;
-        show(&self.sinks.output, &dy).map_err(candle_core::Error::wrap)?;
+        show(&self.sinks.output, &dy).map_err(Error::through_candle)?;
         let dx = dy.apply_op2_no_bwd(w, &Product { back: true })?;
-        show(&self.sinks.input, &dx).map_err(candle_core::Error::wrap)?;
+        show(&self.sinks.input, &dx).map_err(Error::through_candle)?;
         if let Some(sink) = &self.sinks.gain {
             let gain = row_dots(&dx, &x.contiguous()?).and_then(|gain| sink.gradient(&gain));
-            gain.map_err(candle_core::Error::wrap)?;
+            gain.map_err(Error::through_candle)?;
         }
         Ok(dx)
     }

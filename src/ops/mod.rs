@@ -23,7 +23,7 @@
 //! | [`column_sum`], [`column_squares`] | first moments, energies, in f64 | `[t, n]` into `[n]` |
 //! | [`row_dots`] | `Σ_j a[t, j] b[t, j]` | `2 x [t, n] -> [t]` |
 //! | [`sign_pack`] | signs and a sketch of magnitudes | `[m, n], [n, c] -> [1, m, n/8] u8, [m, c]` |
-//! | [`residual`] | `r - s ∘ (u v)`, then as `sign_pack` | `[m, n]`, a level, `[n, c]` |
+//! | [`take_level`] | `r - s ∘ (u v)`, then as `sign_pack` | `[m, n]`, a level, `[n, c]` |
 //! | [`stack_matvec`] | `Σ S_l ∘ (u_l v_l) x` of one row | `[1, n]`, a stack `-> [1, m]` |
 //! | [`stack_rebuild`] | rows of `Σ S_l ∘ (u_l v_l)` | a stack `-> [rows, n]` f32 or bf16 |
 //! | [`upstream`] | where a backward begins | any shape `-> []` |
@@ -62,7 +62,6 @@ mod norm_rope;
 mod operand;
 mod per_part;
 mod renormalise;
-mod residual;
 mod rms_norm;
 mod rope;
 mod row_dots;
@@ -73,6 +72,7 @@ mod soft_cap;
 mod stack;
 mod stack_matvec;
 mod stack_rebuild;
+mod take_level;
 mod upload;
 mod upstream;
 
@@ -91,7 +91,6 @@ pub use mix_rows::mix_rows;
 pub use norm_rope::norm_rope;
 pub use per_part::per_part;
 pub use renormalise::renormalise;
-pub use residual::residual;
 pub use rms_norm::rms_norm;
 pub use rope::rope;
 pub use row_dots::row_dots;
@@ -100,5 +99,6 @@ pub use silu_mul::silu_mul;
 pub use soft_cap::{soft_cap, soft_cap_gradient};
 pub use stack_matvec::stack_matvec;
 pub use stack_rebuild::stack_rebuild;
+pub use take_level::take_level;
 pub use upload::upload;
 pub use upstream::upstream;

@@ -13,7 +13,7 @@ use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CudaStorage, CustomOp1, DType, Layout, Shape, Storage, Tensor, Var};
 
 use super::{operand, upstream};
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 const OP: &str = "per_part";
 
@@ -91,7 +91,7 @@ impl CustomOp1 for PerPart {
             let rows = output.dim(0)?;
             let dy = dy.narrow(0, first, rows)?;
             first += rows;
-            let start = upstream(output, &dy).map_err(candle_core::Error::wrap)?;
+            let start = upstream(output, &dy).map_err(Error::through_candle)?;
             let gradient = start.backward()?.remove(leaf);
             gradients.push(match gradient {
                 Some(gradient) => gradient,

@@ -1,5 +1,5 @@
-//! `BitStack`: every linear as a sum of residual blocks, each a matrix of signs and factors of the
-//! absolute value (arXiv 2410.23918).
+//! `BitStack`: every linear as a sum of levels, each a matrix of signs and factors of the absolute value
+//! of what the levels before it left (arXiv 2410.23918).
 //!
 //! With input channels scaled by `s_j = √E[x_j²] + ε`, the [`Levels`] of `W diag(s)` are
 //!
@@ -7,10 +7,11 @@
 //! W ≈ (Σ_i S_i ∘ (u_i v_i)) diag(1/s)
 //! ```
 //!
-//! What is left after `j` blocks, `D = R_j diag(1/s)`, is a share `α` of the weight itself, since a least
-//! squares fit is always too small, and beyond it has the signs of noise. Of noise, cross terms of
-//! inputs and outputs are left out. A share moves all tokens of a window alike, and costs what the
-//! gradient at the weight's gain `γ` says ([`Importance::Gradients`]). In nats per token, with
+//! After `j` levels the error is `D = R_j diag(1/s) = α W + N`. Every level is a least squares fit and so
+//! a little too small, which leaves a multiple `α W`; the rest `N` has random signs. `N` is priced channel
+//! by channel, cross terms of inputs and outputs left out. `α W` scales the whole output, so all tokens of
+//! a window feel it alike, and costs what the gradient at the weight's gain `γ` says
+//! ([`Importance::Gradients`]). In nats per token, with
 //! `⟨A, B⟩ = ½ Σ_o E[g_o²] Σ_c E[x_c²] A[o, c] B[o, c]`,
 //!
 //! ```text
@@ -21,90 +22,71 @@
 //! grouped-query attention is scaled as every other linear is.
 
 use candle_core::{DType, Device, Tensor};
+use serde_json::{Value, json};
 
-use super::absolute_value::{Level, Levels};
-use super::{Analysis, Method, Needs, Pass, Repairs, UnitOutput, UnitStats, Weights, single};
-use crate::arch::{Site, Storage, Unit};
+use super::levels::{Level, Levels};
+use super::{Analysis, Entry, Needs, Pass, Pieces, Repairs, Weights, cannot_make};
+use crate::arch::{Piece, Site, Storage};
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::measure::{Importance, SiteStats};
 use crate::plan::Offer;
+use crate::settings::{Method, Settings, StackSettings};
 
 /// The least a channel is scaled by, relative to the mean.
 const LEAST_SCALE: f64 = 1e-4;
 
-/// How a stack is made.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct StackOptions {
-    /// Blocks of every linear.
-    pub levels: usize,
-    /// Rank of the factors.
-    pub rank: usize,
-    /// Decompose exactly, level by level.
-    pub exact: bool,
-}
-
-impl Default for StackOptions {
-    fn default() -> Self {
-        Self { levels: 8, rank: 16, exact: false }
-    }
-}
+/// The method, as it is listed.
+pub(super) const ENTRY: Entry = Entry {
+    name: "bitstack",
+    about: "Levels of signs and factors: a file of which any prefix is a model (needs --text; no size)",
+    make: |settings| Box::new(Bitstack::new(settings)),
+};
 
 /// The pass.
 #[derive(Debug, Clone, Copy)]
 pub struct Bitstack {
-    options: StackOptions,
+    stack: StackSettings,
 }
 
 impl Bitstack {
-    /// With the given options.
-    pub fn new(options: StackOptions) -> Self {
-        Self { options }
+    /// With what `settings` say of stacks.
+    pub fn new(settings: &Settings) -> Self {
+        Self { stack: settings.stack }
     }
 
     /// The rank for a site, which may be too small for the one asked for.
     fn rank(&self, site: &Site) -> usize {
-        self.options.rank.min(site.out_features).min(site.in_features)
-    }
-
-    /// Rank, levels, and whether exactly: what an analysis holds for.
-    fn made_with(&self, site: &Site) -> [f64; 3] {
-        let StackOptions { levels, exact, .. } = self.options;
-        [self.rank(site) as f64, levels as f64, f64::from(u8::from(exact))]
-    }
-
-    /// A job that was made with other options is of no use.
-    fn expect_made_alike(&self, site: &Site, analysis: &Analysis) -> Result<()> {
-        let found = analysis.numbers("made_with")?;
-        if found == self.made_with(site) {
-            return Ok(());
-        }
-        let [rank, levels] = [0, 1].map(|at| found.get(at).copied().unwrap_or(0.0));
-        Err(Error::usage(
-            format!("the job holds {levels} levels of blocks of rank {rank} of each linear"),
-            "give the same --rank, --levels and --exact-svd, or another --job folder",
-        ))
+        self.stack.rank.min(site.out_features).min(site.in_features)
     }
 }
 
 impl Pass for Bitstack {
     fn method(&self) -> Method {
-        Method::Bitstack
+        Method::BITSTACK
     }
 
     fn needs(&self) -> Needs {
-        Needs::Squares
+        Needs { text: true, moments: false }
     }
 
-    fn takes(&self, unit: &Unit) -> bool {
-        single(unit).is_ok_and(|site| site.storage == Storage::Dense)
+    fn takes(&self, site: &Site) -> bool {
+        site.storage == Storage::Dense && !site.role.is_vocabulary()
     }
 
-    fn analyse(&self, unit: &Unit, weights: &Weights<'_>, stats: &UnitStats) -> Result<Analysis> {
-        let site = single(unit)?;
+    fn options(&self) -> Value {
+        let StackSettings { levels, rank, exact, order: _ } = self.stack;
+        json!({ "levels": levels, "rank": rank, "exact": exact })
+    }
+
+    fn analyse(
+        &self,
+        site: &Site,
+        weights: &Weights<'_>,
+        stats: Option<&SiteStats>,
+    ) -> Result<Analysis> {
         let weight = weights.dense(site)?;
         let (m, n) = weight.dims2()?;
-        let stats = stats.get(&site.name);
         let squares = stats.map(|stats| stats.input_squares.to_vec());
         // An expert that no token chose has no input to be scaled by.
         let squares = squares.unwrap_or_else(|| vec![1.0; n]);
@@ -120,8 +102,8 @@ impl Pass for Bitstack {
         let mut repairs = Repairs::default();
         let (mut losses, mut errors) = (vec![prices.loss(&residual)?], Vec::new());
         let whole = sizes.square(&residual)?;
-        let options = StackOptions { rank: self.rank(site), ..self.options };
-        let mut levels = Levels::new(residual, options, seed_of(&site.name))?;
+        let settings = StackSettings { rank: self.rank(site), ..self.stack };
+        let mut levels = Levels::new(residual, settings, seed_of(&site.name))?;
         for level in 0.. {
             let subject = format!("{}, level {level}", site.name);
             let Some(Level { sign, u, v, fell_back }) = levels.take(&subject)? else { break };
@@ -134,97 +116,55 @@ impl Pass for Bitstack {
             let left = sizes.square(levels.residual())?;
             errors.push((left / whole.max(f64::MIN_POSITIVE)).sqrt());
             repairs.exact_decompositions += u64::from(fell_back);
-            analysis = analysis
-                .with(format!("{level}.sign"), sign)
-                .with(format!("{level}.u"), u)
-                .with(format!("{level}.v"), v);
+            for (piece, tensor) in Piece::of_level(level).into_iter().zip([sign, u, v]) {
+                analysis = analysis.with(piece.suffix(), tensor);
+            }
         }
         analysis.repairs = repairs;
         Ok(analysis
             .with("losses", Tensor::new(losses, &Device::Cpu)?)
             .with("errors", Tensor::new(errors, &Device::Cpu)?)
-            .with("made_with", Tensor::new(&self.made_with(site), &Device::Cpu)?)
             .with("scale", Tensor::new(scale, &Device::Cpu)?))
     }
 
-    fn offers(&self, unit: &Unit, analysis: Option<&Analysis>) -> Result<Vec<Offer>> {
-        let site = single(unit)?;
+    fn offers(&self, site: &Site, analysis: Option<&Analysis>) -> Result<Vec<Offer>> {
         let losses = match analysis {
-            Some(analysis) => {
-                self.expect_made_alike(site, analysis)?;
-                analysis.numbers("losses")?
-            }
-            None => assumed_losses(site, self.options.levels),
+            Some(analysis) => analysis.numbers("losses")?,
+            None => assumed_losses(site, self.stack.levels),
         };
         let rank = self.rank(site);
-        let stacks = (1..losses.len()).map(|levels| {
-            let storage = Storage::Stack { rank, levels };
-            let bytes = site.bytes(&storage);
-            Offer { bytes, expected_loss: losses[levels], storages: vec![storage] }
-        });
-        let stored = Offer {
-            bytes: site.bytes(&site.storage),
-            expected_loss: 0.0,
-            storages: vec![site.storage.clone()],
-        };
-        Ok(stacks.chain([stored]).collect())
+        let stack = |levels| Offer::of(site, Storage::Stack { rank, levels }, losses[levels]);
+        Ok((1..losses.len()).map(stack).collect())
     }
 
-    fn apply(
+    /// One level, since those of all linears are written in the order of their priority; or all that is
+    /// no level.
+    fn make(
         &self,
-        unit: &Unit,
+        site: &Site,
         weights: &Weights<'_>,
         analysis: &Analysis,
-        chosen: &Offer,
-    ) -> Result<UnitOutput> {
-        let site = single(unit)?;
-        let [Storage::Stack { rank, levels }] = *chosen.storages.as_slice() else {
-            return Err(Error::Bug(format!("bitstack cannot carry out {:?}", chosen.storages)));
-        };
-        let mut output = beside_blocks(site, weights, analysis)?;
-        for level in 0..levels {
-            output.extend(block(site, rank, level, analysis)?);
+        chosen: Storage,
+        piece: Piece,
+    ) -> Result<Pieces> {
+        let Storage::Stack { levels, .. } = chosen else { return Err(cannot_make(self, chosen)) };
+        if let Piece::Level(level, _) = piece
+            && level < levels
+        {
+            let part = |piece: Piece| Ok((piece, analysis.tensor(&piece.suffix())?));
+            return Piece::of_level(level).into_iter().map(part).collect();
         }
-        Ok(output)
+        let mut pieces = Pieces::from([(Piece::Scale, analysis.tensor("scale")?)]);
+        if let Some(bias) = weights.bias(site)? {
+            pieces.insert(Piece::Bias, bias.to_dtype(DType::F32)?);
+        }
+        Ok(pieces)
     }
 
-    /// Blocks of all linears are written in the order of their priority.
-    fn apply_part(
-        &self,
-        unit: &Unit,
-        weights: &Weights<'_>,
-        analysis: &Analysis,
-        chosen: &Offer,
-        tensor: &str,
-    ) -> Result<Option<UnitOutput>> {
-        let site = single(unit)?;
-        let [Storage::Stack { rank, levels }] = *chosen.storages.as_slice() else {
-            return Ok(None);
-        };
-        let of = |level: &usize| site.level_tensors(rank, *level).iter().any(|t| t.name == tensor);
-        Ok(Some(match (0..levels).find(of) {
-            Some(level) => block(site, rank, level, analysis)?,
-            None => beside_blocks(site, weights, analysis)?,
-        }))
+    fn relative_error(&self, analysis: &Analysis, chosen: Storage) -> Result<Option<f64>> {
+        let errors = analysis.numbers("errors")?;
+        Ok(chosen.levels().checked_sub(1).and_then(|last| errors.get(last).copied()))
     }
-}
-
-/// The tensors of a linear that are not blocks.
-fn beside_blocks(site: &Site, weights: &Weights<'_>, analysis: &Analysis) -> Result<UnitOutput> {
-    let mut output = UnitOutput::new();
-    output.insert(format!("{}.scale", site.name), analysis.tensor("scale")?);
-    if let Some(bias) = weights.bias(site)? {
-        output.insert(format!("{}.bias", site.name), bias.to_dtype(DType::F32)?);
-    }
-    Ok(output)
-}
-
-/// The tensors of one block.
-fn block(site: &Site, rank: usize, level: usize, analysis: &Analysis) -> Result<UnitOutput> {
-    let parts = ["sign", "u", "v"].into_iter().zip(site.level_tensors(rank, level));
-    parts
-        .map(|(part, spec)| Ok((spec.name, analysis.tensor(&format!("{level}.{part}"))?)))
-        .collect()
 }
 
 /// `s_j = √E[x_j²]`, held above a small share of their mean.
@@ -271,7 +211,7 @@ impl Prices {
                 let shared = Some(Shared { origin, whole, gain: 0.5 * gain });
                 return Ok(Self { metric, shared });
             }
-            Some(Importance::Share(share)) => {
+            Some(Importance::Energy(share)) => {
                 // A share of all that is written, which has first to be known.
                 let all = Metric::new(vec![1.0; m], columns.clone(), device)?.square(residual)?;
                 vec![share / all.max(f64::MIN_POSITIVE); m]
@@ -342,7 +282,7 @@ impl Metric {
 
 /// Where nothing was measured: every level leaves a third of the energy.
 fn assumed_losses(site: &Site, levels: usize) -> Vec<f64> {
-    let whole = site.parameters(&Storage::Dense) as f64;
+    let whole = site.parameters(Storage::Dense) as f64;
     (0..=levels).map(|level| whole / 3.0_f64.powi(level as i32)).collect()
 }
 

@@ -29,54 +29,63 @@
 use candle_core::{DType, Tensor};
 
 use super::low_rank::{assumed_losses, can_shrink, offers, ranks, tail_shares, tails};
-use super::{
-    Analysis, Method, Needs, Pass, PassOptions, Repairs, UnitOutput, UnitStats, Weights, single,
-};
-use crate::arch::{Site, Storage, Unit};
+use super::{Analysis, Entry, Needs, Pass, Pieces, Repairs, Weights, cannot_make};
+use crate::arch::{Piece, Site, Storage};
 use crate::error::{Error, Result};
 use crate::linalg;
 use crate::measure::{Importance, Side, SiteStats};
 use crate::plan::Offer;
+use crate::settings::{Method, Settings};
 
 /// Eigenvalues below this share of the largest are rounding, whatever their sign: second moments
 /// are f32 products.
 const ROUNDING: f64 = 1e-6;
 
+/// The method, as it is listed.
+pub(super) const ENTRY: Entry = Entry {
+    name: "lord",
+    about: "Principal directions of each linear's outputs (needs --text)",
+    make: |settings| Box::new(Lord::new(settings)),
+};
+
 /// The pass.
 #[derive(Debug, Clone, Copy)]
 pub struct Lord {
-    options: PassOptions,
+    rank_multiple: usize,
+    paper: bool,
 }
 
 impl Lord {
-    /// With the given options.
-    pub fn new(options: PassOptions) -> Self {
-        Self { options }
+    /// With what `settings` say of ranks and decompositions.
+    pub fn new(settings: &Settings) -> Self {
+        Self { rank_multiple: settings.rank_multiple, paper: settings.paper }
     }
 }
 
 impl Pass for Lord {
     fn method(&self) -> Method {
-        Method::Lord
+        Method::LORD
     }
 
     fn needs(&self) -> Needs {
-        Needs::Moments
+        Needs { text: true, moments: true }
     }
 
-    fn takes(&self, unit: &Unit) -> bool {
-        single(unit).is_ok_and(|site| can_shrink(site, self.options.rank_multiple))
+    fn takes(&self, site: &Site) -> bool {
+        can_shrink(site, self.rank_multiple)
     }
 
-    fn analyse(&self, unit: &Unit, weights: &Weights<'_>, stats: &UnitStats) -> Result<Analysis> {
-        let site = single(unit)?;
-        let stats = stats
-            .get(&site.name)
-            .ok_or_else(|| Error::Bug(format!("`{}` was not measured", site.name)))?;
+    fn analyse(
+        &self,
+        site: &Site,
+        weights: &Weights<'_>,
+        stats: Option<&SiteStats>,
+    ) -> Result<Analysis> {
+        let stats = stats.ok_or_else(|| Error::Bug(format!("`{}` was not measured", site.name)))?;
         let bias = weights.bias(site)?;
         let mut repairs = Repairs::default();
         let scale = match &stats.importance {
-            Importance::Gradients { channels, .. } if !self.options.paper => {
+            Importance::Gradients { channels, .. } if !self.paper => {
                 channel_scale(channels, &mut repairs)
             }
             _ => None,
@@ -105,27 +114,24 @@ impl Pass for Lord {
         Ok(analysis)
     }
 
-    fn offers(&self, unit: &Unit, analysis: Option<&Analysis>) -> Result<Vec<Offer>> {
-        let site = single(unit)?;
+    fn offers(&self, site: &Site, analysis: Option<&Analysis>) -> Result<Vec<Offer>> {
         let losses = match analysis {
             Some(analysis) => analysis.numbers("losses")?,
             None => assumed_losses(site),
         };
-        Ok(offers(site, &losses, self.options.rank_multiple))
+        Ok(offers(site, &losses, self.rank_multiple))
     }
 
-    fn apply(
+    fn make(
         &self,
-        unit: &Unit,
+        site: &Site,
         weights: &Weights<'_>,
         analysis: &Analysis,
-        chosen: &Offer,
-    ) -> Result<UnitOutput> {
-        let site = single(unit)?;
-        let [Storage::LowRank { rank }] = chosen.storages.as_slice() else {
-            return Err(Error::Bug(format!("lord cannot carry out {:?}", chosen.storages)));
-        };
-        let basis = analysis.tensor("basis")?.narrow(1, 0, *rank)?.to_dtype(DType::F64)?;
+        chosen: Storage,
+        _: Piece,
+    ) -> Result<Pieces> {
+        let Storage::LowRank { rank } = chosen else { return Err(cannot_make(self, chosen)) };
+        let basis = analysis.tensor("basis")?.narrow(1, 0, rank)?.to_dtype(DType::F64)?;
         // y ≈ u p y, with p = Uᵀ S and u = S⁻¹ U.
         let (u, p) = match analysis.has("scale") {
             true => {
@@ -138,18 +144,17 @@ impl Pass for Lord {
         // The product is rounded to the checkpoint's dtype; f32 is enough for it, and twice as fast.
         let weight = weights.dense(site)?;
         let v = p.to_dtype(DType::F32)?.matmul(&weight)?;
-        let mut output = UnitOutput::new();
+        let mut pieces = Pieces::from([(Piece::V, v)]);
         if let Some(bias) = weights.bias(site)? {
             // b' = μ - u p (μ - b)
             let mean = analysis.tensor("mean")?;
             let off = (&mean - &bias)?.unsqueeze(1)?;
             let kept = u.matmul(&p.matmul(&off)?)?.squeeze(1)?;
             let centred = (&mean - kept)?.to_dtype(DType::F32)?;
-            output.insert(format!("{}.bias", site.name), centred);
+            pieces.insert(Piece::Bias, centred);
         }
-        output.insert(format!("{}.v.weight", site.name), v);
-        output.insert(format!("{}.u.weight", site.name), u.to_dtype(DType::F32)?);
-        Ok(output)
+        pieces.insert(Piece::U, u.to_dtype(DType::F32)?);
+        Ok(pieces)
     }
 }
 
@@ -172,7 +177,7 @@ fn channel_scale(squares: &[f64], repairs: &mut Repairs) -> Option<Vec<f64>> {
 fn losses(found: &Directions, importance: &Importance, scaled: bool) -> Result<Vec<f64>> {
     let energies = &found.energies;
     match importance {
-        Importance::Share(share) => Ok(tail_shares(energies, *share)),
+        Importance::Energy(share) => Ok(tail_shares(energies, *share)),
         Importance::Gradients { channels, .. } if scaled => {
             let mean = channels.iter().sum::<f64>() / channels.len() as f64;
             Ok(tails(energies, 0.5 * mean))
@@ -276,13 +281,12 @@ mod tests {
     use candle_core::{Device, safetensors::save};
 
     use super::*;
-    use crate::arch::{Port, Role};
-    use crate::measure::{SecondMoment, split_mix};
-    use safetensors::Dtype;
+    use crate::arch::Role;
+    use crate::checkpoint::Dtype;
+    use crate::measure::SecondMoment;
+    use crate::random::split_mix;
+    use crate::settings::Rule;
 
-    fn options() -> PassOptions {
-        PassOptions { rank_multiple: 1, ..PassOptions::default() }
-    }
     const TOKENS: usize = 300;
 
     /// Numbers in (-1, 1).
@@ -295,19 +299,8 @@ mod tests {
     }
 
     fn site(m: usize, n: usize, bias: bool) -> Site {
-        Site {
-            name: "linear".into(),
-            role: Role::AttnQ,
-            layer: 0,
-            out_features: m,
-            in_features: n,
-            bias,
-            dtype: Dtype::F32,
-            bias_dtype: bias.then_some(Dtype::F32),
-            port: Port::AttnIn,
-            storage: Storage::Dense,
-            part: None,
-        }
+        let site = Site::linear("linear", Role::AttnQ, [m, n]);
+        if bias { site.with_bias(Dtype::F32) } else { site }
     }
 
     /// Correlated inputs with a mean, one channel much larger than the rest and one always zero.
@@ -328,7 +321,7 @@ mod tests {
             side,
             second: Some(Arc::new(moment)),
             input_squares: Arc::from([]),
-            importance: Importance::Share(1.0),
+            importance: Importance::Energy(1.0),
         }
     }
 
@@ -403,7 +396,7 @@ mod tests {
     fn applied(
         w: &Tensor,
         b: Option<&Tensor>,
-        stats: SiteStats,
+        stats: &SiteStats,
         rank: usize,
     ) -> [Option<Tensor>; 3] {
         let folder = tempfile::tempdir().unwrap();
@@ -418,22 +411,19 @@ mod tests {
         let weights = Weights::new(&checkpoint, &Device::Cpu);
         let (m, n) = w.dims2().unwrap();
         let site = site(m, n, b.is_some());
-        let offer =
-            Offer { bytes: 0, expected_loss: 0.0, storages: vec![Storage::LowRank { rank }] };
-        let unit = Unit { sites: vec![site] };
-        let stats = UnitStats::from([("linear".to_owned(), stats)]);
-        let pass = Lord::new(options());
-        let analysis = pass.analyse(&unit, &weights, &stats).unwrap();
-        let mut output = pass.apply(&unit, &weights, &analysis, &offer).unwrap();
-        ["linear.v.weight", "linear.u.weight", "linear.bias"].map(|name| output.remove(name))
+        let pass = Lord::new(&Settings { rank_multiple: 1, ..Settings::new(Rule::keep(0.5)) });
+        let analysis = pass.analyse(&site, &weights, Some(stats)).unwrap();
+        let chosen = Storage::LowRank { rank };
+        let mut pieces = pass.make(&site, &weights, &analysis, chosen, Piece::V).unwrap();
+        [Piece::V, Piece::U, Piece::Bias].map(|piece| pieces.remove(&piece))
     }
 
     #[test]
     fn factors_of_a_smaller_rank_are_a_slice_of_those_of_a_larger() {
         for (m, n) in [(20, 30), (30, 20)] {
             let (w, x) = (random((m, n), 21), inputs(n, 22));
-            let [v, u, _] = applied(&w, None, stats(Side::Input, &x), 9);
-            let [small_v, small_u, _] = applied(&w, None, stats(Side::Input, &x), 4);
+            let [v, u, _] = applied(&w, None, &stats(Side::Input, &x), 9);
+            let [small_v, small_u, _] = applied(&w, None, &stats(Side::Input, &x), 4);
             let rows = |t: &Tensor| t.to_vec2::<f32>().unwrap();
             assert_eq!(rows(&small_u.unwrap()), rows(&u.unwrap().narrow(1, 0, 4).unwrap()));
             for (a, b) in
@@ -457,7 +447,7 @@ mod tests {
                 Side::Output => stats(side, &y.to_dtype(DType::F32).unwrap()),
             };
             let [v, u, bias] =
-                applied(&w, Some(&b.squeeze(0).unwrap()), seen, rank).map(|t| wide(&t.unwrap()));
+                applied(&w, Some(&b.squeeze(0).unwrap()), &seen, rank).map(|t| wide(&t.unwrap()));
             let factors = |v: &Tensor, u: &Tensor| {
                 wide(&x).matmul(&v.t().unwrap()).unwrap().matmul(&u.t().unwrap()).unwrap()
             };
@@ -469,7 +459,7 @@ mod tests {
             assert!(mean < 1e-5 * size, "{m}x{n}: the mean output moved by {mean} of {size}");
             // Against the same rank about zero, which keeps the bias as it was.
             let [v, u, _] =
-                applied(&w, None, stats(Side::Input, &x), rank).map(|t| t.map(|t| wide(&t)));
+                applied(&w, None, &stats(Side::Input, &x), rank).map(|t| t.map(|t| wide(&t)));
             let uncentred = (plain - factors(&v.unwrap(), &u.unwrap())).unwrap();
             assert!(squared(&off) < squared(&uncentred), "{m}x{n}");
         }

@@ -7,11 +7,6 @@ use crate::arch::{Site, Storage};
 use crate::error::Result;
 use crate::plan::Offer;
 
-/// The largest rank whose factors hold fewer parameters than `[m, n]` does: `r (m + n) < m n`.
-pub fn break_even(m: usize, n: usize) -> usize {
-    (m * n).saturating_sub(1) / (m + n)
-}
-
 /// The rank that keeps the fraction `kept` of the parameters of `[m, n]`:
 /// `⌊kept · m n / (m + n)⌋`, at least one, rounded down to a multiple. `None` where its factors
 /// would not be smaller than the matrix.
@@ -24,15 +19,14 @@ pub fn uniform_rank(m: usize, n: usize, kept: f64, multiple: usize) -> Option<us
     )]
     let rank = (kept * (m * n) as f64 / (m + n) as f64).floor() as usize;
     let rank = (rank / multiple * multiple).max(multiple);
-    (rank <= break_even(m, n)).then_some(rank)
+    (rank <= Site::break_even_of([m, n])).then_some(rank)
 }
 
 /// The ranks a site may be given: multiples of `multiple` whose factors are smaller than what is
 /// stored now.
 pub(super) fn ranks(site: &Site, multiple: usize) -> impl Iterator<Item = usize> {
-    let (m, n) = (site.out_features, site.in_features);
     let largest = match site.storage {
-        Storage::Dense => break_even(m, n),
+        Storage::Dense => site.break_even(),
         Storage::LowRank { rank } => rank.saturating_sub(1),
         // What is cut to a size already is not decomposed again.
         Storage::Stack { .. } => 0,
@@ -42,31 +36,26 @@ pub(super) fn ranks(site: &Site, multiple: usize) -> impl Iterator<Item = usize>
 
 /// Whether any rank can be offered for the site.
 pub(super) fn can_shrink(site: &Site, multiple: usize) -> bool {
-    !site.role.is_expert() && ranks(site, multiple).next().is_some()
+    let in_reach = !site.role.is_expert() && !site.role.is_vocabulary();
+    in_reach && ranks(site, multiple).next().is_some()
 }
 
-/// Share of the loss of dropping everything that all directions together are taken to cost beyond
-/// what was measured: far below any real loss, enough that of two offers that seem to lose nothing
-/// the larger wins.
+/// The loss of dropping all directions beyond what was measured, as a share of the loss of dropping
+/// everything. Few tokens leave directions that nothing was seen along, and dropping them is not free: a
+/// billionth is far below any real loss, and enough that of two offers that seem to lose nothing the
+/// larger wins.
 const UNSEEN: f64 = 1e-9;
 
-/// One offer per rank, and the stored form. `losses[r]` is what keeping the first `r` components
-/// costs.
+/// One offer per rank. `losses[r]` is what keeping the first `r` components costs.
 pub(super) fn offers(site: &Site, losses: &[f64], multiple: usize) -> Vec<Offer> {
     let everything = losses.first().copied().unwrap_or(0.0);
-    let offer = |storage: Storage, expected_loss: f64| Offer {
-        bytes: site.bytes(&storage),
-        expected_loss,
-        storages: vec![storage],
-    };
-    let low_rank = ranks(site, multiple).map(|rank| {
+    let offer = |rank: usize| {
         let dropped = 1.0 - rank as f64 / site.stored_rank() as f64;
-        // Few tokens leave directions that nothing was seen along: dropping them is not free.
         let unseen = UNSEEN * everything * dropped.max(0.0);
         let lost = losses.get(rank).copied().unwrap_or(0.0) + unseen;
-        offer(Storage::LowRank { rank }, lost)
-    });
-    low_rank.chain([offer(site.storage.clone(), 0.0)]).collect()
+        Offer::of(site, Storage::LowRank { rank }, lost)
+    };
+    ranks(site, multiple).map(offer).collect()
 }
 
 /// `factor · Σ_{i>=r} energies[i]` for every `r` from 0 to all.
@@ -114,21 +103,12 @@ pub(super) fn assumed_losses(site: &Site) -> Vec<f64> {
     let k = site.stored_rank();
     let share = |i: usize| 1.0 - i as f64 / k as f64;
     let energies: Vec<f64> = (0..k).map(|i| share(i).powi(4)).collect();
-    tail_shares(&energies, site.parameters(&Storage::Dense) as f64)
+    tail_shares(&energies, site.parameters(Storage::Dense) as f64)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn break_even_is_the_last_rank_that_saves() {
-        for (m, n) in [(1, 1), (1, 7), (2, 2), (8, 8), (256, 688), (128, 256), (97, 101)] {
-            let r = break_even(m, n);
-            assert!(r * (m + n) < m * n || r == 0, "{m}x{n}: {r}");
-            assert!((r + 1) * (m + n) >= m * n, "{m}x{n}: {r}");
-        }
-    }
 
     #[test]
     fn uniform_ranks_are_those_of_the_literature() {

@@ -1,51 +1,72 @@
-//! Compressor passes: what each method can offer for a unit, and how an offer is carried out.
+//! Compressor passes: what each method can offer for a linear, and how an offer is carried out.
 //!
 //! A pass knows tensors and statistics; it knows no files, no progress bars and no command line.
 //! It is asked three things, in this order:
 //!
 //! 1. [`analyse`](Pass::analyse): everything that is expensive and does not depend on the budget,
-//!    once per unit, as named tensors ([`Analysis`]);
+//!    once per linear, as named tensors ([`Analysis`]);
 //! 2. [`offers`](Pass::offers): the choices `(bytes, expected loss)`, cheap, any number of times;
-//! 3. [`apply`](Pass::apply): the tensors of the offer that the allocator took.
+//! 3. [`make`](Pass::make): the tensors of the offer that the allocator took.
 //!
-//! A method is one file here and one arm of [`Method::pass`].
+//! A method is one file here and one line of [`ALL`]. One that is not there can be given to a
+//! [`Run`](crate::pipeline::Run) by whoever has it.
+//!
+//! ```
+//! use bantam::arch::{Role, Site};
+//! use bantam::passes::passes;
+//! use bantam::settings::{Rule, Settings};
+//!
+//! // Without an analysis a pass offers what shapes alone tell.
+//! let site = Site::linear("x", Role::MlpUp, [688, 256]);
+//! let lord = &passes(&Settings::new(Rule::keep(0.5)), vec![])?[0];
+//! let offers = lord.offers(&site, None)?;
+//! assert_eq!(offers.len(), site.break_even() / 8); // ranks are multiples of 8
+//! assert!(offers.is_sorted_by(|a, b| a.price.expected_loss > b.price.expected_loss));
+//! # Ok::<(), bantam::Error>(())
+//! ```
 
-mod absolute_value;
 mod analysis;
 mod bitstack;
+mod levels;
 mod lord;
 mod low_rank;
 mod welore;
 
-pub use absolute_value::{Level, Levels};
 pub use analysis::{Analysis, Repairs, TensorSource};
-pub use bitstack::{Bitstack, StackOptions};
+pub use bitstack::Bitstack;
+pub use levels::{Level, Levels};
 pub use lord::Lord;
-pub use low_rank::{break_even, uniform_rank};
+pub use low_rank::uniform_rank;
 pub use welore::{Welore, reduction_ranks};
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::fmt;
 
-use candle_core::{Device, Tensor};
-use serde::{Deserialize, Serialize};
+use candle_core::{DType, Device, Tensor};
+use serde_json::Value;
 
-use crate::arch::{Site, Unit};
-use crate::checkpoint::{Checkpoint, TensorSpec};
+use crate::arch::{Piece, Site, Storage};
 use crate::error::{Error, Result};
 use crate::measure::SiteStats;
-use crate::model::{bias, dense_weight};
+use crate::model::{Source, bias, dense_weight};
 use crate::plan::Offer;
+use crate::settings::{Method, Settings};
 
-/// What a pass must be given before it can analyse.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Needs {
-    /// Weights alone; statistics, where there are any, only price its offers.
-    Weights,
-    /// The energy of every input channel.
-    Squares,
-    /// The second moment of each site's input or output.
-    Moments,
+/// What a pass must be given before it can analyse, and what it uses beside that where there is text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Needs {
+    /// It measures activations: there is no analysis without text.
+    pub text: bool,
+    /// The second moment of each linear's input or output, whichever is smaller, where there is text.
+    pub moments: bool,
+}
+
+impl Needs {
+    /// What two passes need together.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        Self { text: self.text || other.text, moments: self.moments || other.moments }
+    }
 }
 
 /// A compression method.
@@ -56,77 +77,143 @@ pub trait Pass: Sync {
     /// What it must know before [`analyse`](Self::analyse).
     fn needs(&self) -> Needs;
 
-    /// Whether it has anything to offer for a unit, by role and shape alone.
-    fn takes(&self, unit: &Unit) -> bool;
+    /// Whether it has anything to offer for a linear, by role, shape and storage alone.
+    fn takes(&self, site: &Site) -> bool;
 
-    /// The expensive part, independent of the budget.
+    /// Those of its own options that an analysis depends on, beside gradients and `paper`: one that a job
+    /// holds and that was made with others is of no use.
+    fn options(&self) -> Value {
+        Value::Null
+    }
+
+    /// The expensive part, independent of the budget. A linear without statistics saw no token, or there
+    /// is no text.
     ///
     /// # Errors
-    /// Values that are not finite, a decomposition that does not converge; named after the unit.
-    fn analyse(&self, unit: &Unit, weights: &Weights<'_>, stats: &UnitStats) -> Result<Analysis>;
+    /// Values that are not finite, a decomposition that does not converge; named after the linear.
+    fn analyse(
+        &self,
+        site: &Site,
+        weights: &Weights<'_>,
+        stats: Option<&SiteStats>,
+    ) -> Result<Analysis>;
 
-    /// The choices for `unit`, the stored form (no loss) among them. Without an analysis, from the
+    /// The choices for `site`; that it stays as it is goes without saying. Without an analysis, from the
     /// shape alone and an assumed spectrum: enough to plan from headers.
     ///
     /// # Errors
-    /// An analysis of another pass or unit is a bug.
-    fn offers(&self, unit: &Unit, analysis: Option<&Analysis>) -> Result<Vec<Offer>>;
+    /// An analysis of another pass or linear is a bug.
+    fn offers(&self, site: &Site, analysis: Option<&Analysis>) -> Result<Vec<Offer>>;
 
-    /// The tensors of `chosen`, in f32 or in the dtype they are stored in, named as [`Site::tensors`]
-    /// names them.
+    /// Makes `piece` of `site` stored as `chosen`, and whatever is computed with it: both factors of a
+    /// pair, one level of a stack. In f32, or in the dtype they are stored in.
     ///
     /// # Errors
-    /// As [`analyse`](Self::analyse).
-    fn apply(
+    /// As [`analyse`](Self::analyse); a storage that the pass does not offer is a bug.
+    fn make(
         &self,
-        unit: &Unit,
+        site: &Site,
         weights: &Weights<'_>,
         analysis: &Analysis,
-        chosen: &Offer,
-    ) -> Result<UnitOutput>;
+        chosen: Storage,
+        piece: Piece,
+    ) -> Result<Pieces>;
 
-    /// Of what [`apply`](Self::apply) makes, `tensor` and those that are written right beside it, where
-    /// a unit's tensors are not written together; `None` where they are.
+    /// The relative error `|W - Ŵ| / |W|` of `chosen`, where the analysis knows it; else whoever writes
+    /// the pieces measures it.
     ///
     /// # Errors
-    /// As [`apply`](Self::apply).
-    fn apply_part(
+    /// An analysis that cannot be read.
+    fn relative_error(&self, _analysis: &Analysis, _chosen: Storage) -> Result<Option<f64>> {
+        Ok(None)
+    }
+
+    /// The ranks that the method's own published rule gives to these linears for `--reduce` this fraction;
+    /// `None` of a linear that stays as it is, and altogether where the method has no such rule.
+    ///
+    /// # Errors
+    /// An analysis that cannot be read.
+    fn reduced_ranks(
         &self,
-        _unit: &Unit,
-        _weights: &Weights<'_>,
-        _analysis: &Analysis,
-        _chosen: &Offer,
-        _tensor: &str,
-    ) -> Result<Option<UnitOutput>> {
+        _linears: &[(&Site, Analysis)],
+        _fraction: f64,
+    ) -> Result<Option<Vec<Option<usize>>>> {
         Ok(None)
     }
 }
 
-/// Statistics of a unit, per site name. A site without an entry saw no token.
-pub type UnitStats = BTreeMap<String, SiteStats>;
+/// A method that comes with bantam.
+#[derive(Debug)]
+pub struct Entry {
+    /// Its name.
+    pub name: &'static str,
+    /// What it does, in a line.
+    pub about: &'static str,
+    /// Makes its pass.
+    pub make: fn(&Settings) -> Box<dyn Pass>,
+}
 
-/// Tensors by name.
-pub type UnitOutput = BTreeMap<String, Tensor>;
+/// Every method that comes with bantam.
+pub const ALL: [Entry; 3] = [lord::ENTRY, welore::ENTRY, bitstack::ENTRY];
 
-/// Access to a unit's weights; nothing is read before it is asked for.
+/// The passes for the methods of `settings`, in the order of [`ALL`] and then of `own`, which are methods
+/// of the caller's.
+///
+/// # Errors
+/// [`Error::Usage`] for a name that is none of a method.
+pub fn passes(settings: &Settings, own: Vec<Box<dyn Pass>>) -> Result<Vec<Box<dyn Pass>>> {
+    let made = ALL.iter().map(|entry| (entry.make)(settings));
+    let all: Vec<Box<dyn Pass>> = made.chain(own).collect();
+    let known: Vec<Method> = all.iter().map(|pass| pass.method()).collect();
+    if let Some(unknown) = settings.methods.iter().find(|method| !known.contains(method)) {
+        let known: Vec<&str> = known.iter().map(Method::as_str).collect();
+        let message = format!("`{unknown}` is not a method");
+        return Err(Error::usage(message, format!("the methods are {}", known.join(", "))));
+    }
+    Ok(all.into_iter().filter(|pass| settings.methods.contains(&pass.method())).collect())
+}
+
+/// Some of the tensors that hold a linear.
+pub type Pieces = BTreeMap<Piece, Tensor>;
+
+/// Access to the weights of linears; nothing is read before it is asked for.
 #[derive(Debug)]
 pub struct Weights<'a> {
-    checkpoint: &'a Checkpoint,
+    source: &'a dyn Source,
     device: &'a Device,
+    /// The weight that was read last, where it is kept until another is.
+    last: Option<RefCell<Option<(String, Tensor)>>>,
 }
 
 impl<'a> Weights<'a> {
-    /// Reads from `checkpoint` onto `device`.
-    pub fn new(checkpoint: &'a Checkpoint, device: &'a Device) -> Self {
-        Self { checkpoint, device }
+    /// Reads from `source` onto `device`.
+    pub fn new(source: &'a dyn Source, device: &'a Device) -> Self {
+        Self { source, device, last: None }
     }
 
-    /// The weight `[out, in]` f32 of `site`, factors multiplied out.
+    /// The same, for somebody who looks at one weight more than once and has room for it.
+    #[must_use]
+    pub fn keeping_last(self) -> Self {
+        Self { last: Some(RefCell::default()), ..self }
+    }
+
+    /// The weight `[out, in]` f32 of `site`, multiplied out.
     ///
     /// # Errors
     /// A tensor that cannot be read or is not finite.
     pub fn dense(&self, site: &Site) -> Result<Tensor> {
-        dense_weight(self.checkpoint, site, self.device)
+        let read = || dense_weight(self.source, site, self.device);
+        let Some(last) = &self.last else { return read() };
+        if let Some((name, weight)) = last.borrow().as_ref()
+            && *name == site.name
+        {
+            return Ok(weight.clone());
+        }
+        // The old one goes before the new one comes.
+        last.replace(None);
+        let weight = read()?;
+        last.replace(Some((site.name.clone(), weight.clone())));
+        Ok(weight)
     }
 
     /// The same in f64.
@@ -134,7 +221,7 @@ impl<'a> Weights<'a> {
     /// # Errors
     /// As [`dense`](Self::dense).
     pub fn weight(&self, site: &Site) -> Result<Tensor> {
-        Ok(self.dense(site)?.to_dtype(candle_core::DType::F64)?)
+        Ok(self.dense(site)?.to_dtype(DType::F64)?)
     }
 
     /// The bias `[out]` f64, where the site has one.
@@ -142,101 +229,12 @@ impl<'a> Weights<'a> {
     /// # Errors
     /// As [`weight`](Self::weight).
     pub fn bias(&self, site: &Site) -> Result<Option<Tensor>> {
-        let bias = bias(self.checkpoint, site, self.device)?;
-        Ok(bias.map(|bias| bias.to_dtype(candle_core::DType::F64)).transpose()?)
+        let bias = bias(self.source, site, self.device)?;
+        Ok(bias.map(|bias| bias.to_dtype(DType::F64)).transpose()?)
     }
 }
 
-/// The methods, by the name a user types.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Method {
-    /// Atomic feature mimicking: principal directions of each linear's output (`LoRD`).
-    Lord,
-    /// Singular values of the weight alone (`WeLore`).
-    Welore,
-    /// Residual blocks of signs and factors (`BitStack`).
-    Bitstack,
-}
-
-/// What the passes can be told.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct PassOptions {
-    /// Ranks are multiples of this.
-    pub rank_multiple: usize,
-    /// Decompose as the papers do, with no gradients in it.
-    pub paper: bool,
-    /// How stacks are made.
-    pub stack: StackOptions,
-}
-
-impl Default for PassOptions {
-    fn default() -> Self {
-        Self { rank_multiple: 8, paper: false, stack: StackOptions::default() }
-    }
-}
-
-impl Method {
-    /// Every method.
-    pub const ALL: [Self; 3] = [Self::Lord, Self::Welore, Self::Bitstack];
-
-    /// The pass that implements it.
-    pub fn pass(self, options: PassOptions) -> Box<dyn Pass> {
-        match self {
-            Self::Lord => Box::new(Lord::new(options)),
-            Self::Welore => Box::new(Welore::new(options)),
-            Self::Bitstack => Box::new(Bitstack::new(options.stack)),
-        }
-    }
-
-    /// The name a user types.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Lord => "lord",
-            Self::Welore => "welore",
-            Self::Bitstack => "bitstack",
-        }
-    }
-}
-
-impl fmt::Display for Method {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.as_str())
-    }
-}
-
-/// The only site of a unit; the low-rank passes decide each linear alone.
-fn single(unit: &Unit) -> Result<&Site> {
-    match unit.sites.as_slice() {
-        [site] => Ok(site),
-        sites => {
-            Err(Error::Bug(format!("unit `{}` has {} sites, expected 1", unit.name(), sites.len())))
-        }
-    }
-}
-
-/// Checks that `output` holds exactly `tensors`, by name and shape.
-///
-/// # Errors
-/// [`Error::Bug`] naming the first that differs.
-pub fn check_output(output: &UnitOutput, tensors: &[TensorSpec]) -> Result<()> {
-    for spec in tensors {
-        match output.get(&spec.name) {
-            Some(tensor) if tensor.dims() == spec.shape => {}
-            Some(tensor) => {
-                let (found, expected) = (tensor.dims(), &spec.shape);
-                return Err(Error::Bug(format!(
-                    "`{}` was made {found:?}, planned {expected:?}",
-                    spec.name
-                )));
-            }
-            None => return Err(Error::Bug(format!("`{}` was planned but not made", spec.name))),
-        }
-    }
-    match output.len() == tensors.len() {
-        true => Ok(()),
-        false => {
-            Err(Error::Bug(format!("{} tensors made, {} planned", output.len(), tensors.len())))
-        }
-    }
+/// The error of a pass that is asked for a storage it does not offer.
+fn cannot_make(pass: &dyn Pass, chosen: Storage) -> Error {
+    Error::Bug(format!("{} cannot make {chosen:?}", pass.method()))
 }

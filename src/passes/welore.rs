@@ -15,50 +15,63 @@
 use candle_core::{DType, Tensor};
 
 use super::low_rank::{assumed_losses, can_shrink, offers, ranks, tail_shares, truncation_losses};
-use super::{Analysis, Method, Needs, Pass, PassOptions, UnitOutput, UnitStats, Weights, single};
-use crate::arch::{Site, Storage, Unit};
-use crate::error::{Error, Result};
+use super::{Analysis, Entry, Needs, Pass, Pieces, Weights, cannot_make};
+use crate::arch::{Piece, Site, Storage};
+use crate::error::Result;
 use crate::linalg::{self, Svd};
 use crate::measure::{Importance, Side, SiteStats};
 use crate::plan::Offer;
+use crate::settings::{Method, Settings};
+
+/// The method, as it is listed.
+pub(super) const ENTRY: Entry = Entry {
+    name: "welore",
+    about: "Singular values of the weights alone",
+    make: |settings| Box::new(Welore::new(settings)),
+};
 
 /// The pass.
 #[derive(Debug, Clone, Copy)]
 pub struct Welore {
-    options: PassOptions,
+    rank_multiple: usize,
 }
 
 impl Welore {
-    /// With the given options.
-    pub fn new(options: PassOptions) -> Self {
-        Self { options }
+    /// With what `settings` say of ranks.
+    pub fn new(settings: &Settings) -> Self {
+        Self { rank_multiple: settings.rank_multiple }
     }
 }
 
 impl Pass for Welore {
     fn method(&self) -> Method {
-        Method::Welore
+        Method::WELORE
     }
 
+    /// Text prices the offers, where there is any.
     fn needs(&self) -> Needs {
-        Needs::Weights
+        Needs { text: false, moments: true }
     }
 
-    fn takes(&self, unit: &Unit) -> bool {
-        single(unit).is_ok_and(|site| can_shrink(site, self.options.rank_multiple))
+    fn takes(&self, site: &Site) -> bool {
+        can_shrink(site, self.rank_multiple)
     }
 
-    fn analyse(&self, unit: &Unit, weights: &Weights<'_>, stats: &UnitStats) -> Result<Analysis> {
-        let site = single(unit)?;
+    fn analyse(
+        &self,
+        site: &Site,
+        weights: &Weights<'_>,
+        stats: Option<&SiteStats>,
+    ) -> Result<Analysis> {
         let weight = weights.weight(site)?;
         let svd = linalg::svd(&weight, &site.name)?;
-        let losses = if let Some(stats) = stats.get(&site.name) {
+        let losses = if let Some(stats) = stats {
             let second = coefficients(site, &svd, weights.bias(site)?.as_ref(), stats)?;
             measured_losses(&svd.u, &second, &stats.importance)?
         } else {
             // With no data every parameter counts the same.
             let energies: Vec<f64> = svd.s.iter().map(|s| s * s).collect();
-            tail_shares(&energies, site.parameters(&Storage::Dense) as f64)
+            tail_shares(&energies, site.parameters(Storage::Dense) as f64)
         };
         let kept = ranks(site, 1).last().unwrap_or(0).min(svd.s.len());
         let device = svd.u.device();
@@ -73,35 +86,38 @@ impl Pass for Welore {
             .with("v", v.to_dtype(DType::F32)?))
     }
 
-    fn offers(&self, unit: &Unit, analysis: Option<&Analysis>) -> Result<Vec<Offer>> {
-        let site = single(unit)?;
+    fn offers(&self, site: &Site, analysis: Option<&Analysis>) -> Result<Vec<Offer>> {
         let losses = match analysis {
             Some(analysis) => analysis.numbers("losses")?,
             None => assumed_losses(site),
         };
-        Ok(offers(site, &losses, self.options.rank_multiple))
+        Ok(offers(site, &losses, self.rank_multiple))
     }
 
-    fn apply(
+    fn make(
         &self,
-        unit: &Unit,
+        site: &Site,
         weights: &Weights<'_>,
         analysis: &Analysis,
-        chosen: &Offer,
-    ) -> Result<UnitOutput> {
-        let site = single(unit)?;
-        let [Storage::LowRank { rank }] = chosen.storages.as_slice() else {
-            return Err(Error::Bug(format!("welore cannot carry out {:?}", chosen.storages)));
-        };
-        let mut output = UnitOutput::new();
-        let u = analysis.tensor("u")?.narrow(1, 0, *rank)?.contiguous()?;
-        let v = analysis.tensor("v")?.narrow(0, 0, *rank)?.contiguous()?;
-        output.insert(format!("{}.u.weight", site.name), u);
-        output.insert(format!("{}.v.weight", site.name), v);
+        chosen: Storage,
+        _: Piece,
+    ) -> Result<Pieces> {
+        let Storage::LowRank { rank } = chosen else { return Err(cannot_make(self, chosen)) };
+        let u = analysis.tensor("u")?.narrow(1, 0, rank)?.contiguous()?;
+        let v = analysis.tensor("v")?.narrow(0, 0, rank)?.contiguous()?;
+        let mut pieces = Pieces::from([(Piece::U, u), (Piece::V, v)]);
         if let Some(bias) = weights.bias(site)? {
-            output.insert(format!("{}.bias", site.name), bias.to_dtype(DType::F32)?);
+            pieces.insert(Piece::Bias, bias.to_dtype(DType::F32)?);
         }
-        Ok(output)
+        Ok(pieces)
+    }
+
+    fn reduced_ranks(
+        &self,
+        linears: &[(&Site, Analysis)],
+        fraction: f64,
+    ) -> Result<Option<Vec<Option<usize>>>> {
+        reduction_ranks(linears, fraction, self.rank_multiple).map(Some)
     }
 }
 
@@ -137,7 +153,7 @@ fn coefficients(
 fn measured_losses(u: &Tensor, second: &Tensor, importance: &Importance) -> Result<Vec<f64>> {
     match importance {
         Importance::Gradients { channels, .. } => truncation_losses(u, second, channels),
-        Importance::Share(share) => {
+        Importance::Energy(share) => {
             let diagonal = second.to_vec2::<f64>()?;
             let energies: Vec<f64> = (0..diagonal.len()).map(|i| diagonal[i][i]).collect();
             Ok(tail_shares(&energies, *share))
@@ -153,7 +169,7 @@ fn measured_losses(u: &Tensor, second: &Tensor, importance: &Importance) -> Resu
 /// # Errors
 /// An analysis of another pass is a bug.
 pub fn reduction_ranks(
-    linears: &[(&Site, &Analysis)],
+    linears: &[(&Site, Analysis)],
     reduce: f64,
     multiple: usize,
 ) -> Result<Vec<Option<usize>>> {
@@ -177,7 +193,7 @@ pub fn reduction_ranks(
     let rank = |(site, z): (&Site, &Vec<f64>)| {
         let above = z.partition_point(|&z| z >= threshold);
         let rank = (above / multiple * multiple).max(multiple);
-        let shrinks = site.bytes(&Storage::LowRank { rank }) < site.bytes(&site.storage);
+        let shrinks = site.bytes(Storage::LowRank { rank }) < site.stored_bytes();
         (2 * above < z.len() && shrinks).then_some(rank)
     };
     Ok(linears.iter().map(|(site, _)| *site).zip(&scaled).map(rank).collect())

@@ -1,14 +1,15 @@
 //! Where the statistics of a layer come from: a forward pass, a backward pass, or nowhere.
 
-use crate::arch::{Site, SourceModel};
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use super::run::Run;
+use crate::arch::Site;
 use crate::error::Result;
-use crate::measure::{Backward, Keep, LayerMoments, Stream, Windows};
-use crate::passes::{Needs, UnitStats};
-use crate::progress::Progress;
+use crate::measure::{Backward, LayerStats, SiteStats, Spill, Stream, TextWindows, Wanted};
+use crate::model::View;
 
-use super::Context;
-
-/// A pass over the calibration text that stops at every block.
+/// A walk over the calibration text that stops at every block.
 pub(super) enum Statistics<'a> {
     /// There is no text: weights are all there is.
     None,
@@ -19,39 +20,30 @@ pub(super) enum Statistics<'a> {
 }
 
 impl<'a> Statistics<'a> {
-    /// Steps that [`new`](Self::new) and [`of_layer`](Self::of_layer) will tell progress of, over
-    /// `layers` blocks.
-    pub(super) fn steps(
-        model: &SourceModel,
-        text: Option<&Windows>,
-        layers: usize,
-        context: Context<'_>,
-    ) -> u64 {
-        match text {
+    /// Steps that [`begin`](Self::begin) and [`of_layer`](Self::of_layer) will tell progress of.
+    pub(super) fn steps(run: &Run<'_>) -> u64 {
+        let (model, compute) = (run.model, &run.compute);
+        match run.text.as_ref().map(TextWindows::windows) {
             None => 0,
-            Some(text) if context.measure.gradients => Backward::steps(model, text, context.place),
-            Some(text) => Stream::steps(text, context.place) * layers as u64,
+            Some(text) if run.settings.gradients => Backward::steps(model, text, compute),
+            Some(text) => Stream::steps(text, compute) * model.spec().layers.len() as u64,
         }
     }
 
-    /// Begins the pass; a backward pass puts aside in `folder` what is too much for memory.
-    pub(super) fn new(
-        model: &'a SourceModel,
-        text: Option<&Windows>,
-        folder: &std::path::Path,
-        context: Context<'_>,
-    ) -> Result<Self> {
-        let Some(text) = text else { return Ok(Self::None) };
-        if !context.measure.gradients {
-            return Ok(Self::Forward(Stream::new(model, text, context.place)?));
+    /// Begins the walk; a backward pass puts aside in `folder` what is too much for memory.
+    pub(super) fn begin(run: &Run<'a>, folder: &Path) -> Result<Self> {
+        let Some(text) = run.text.as_ref().map(TextWindows::windows) else { return Ok(Self::None) };
+        let view = View::from(run.model);
+        if !run.settings.gradients {
+            return Ok(Self::Forward(Stream::new(view, text, &run.compute)?));
         }
-        let keep = Keep { memory: context.activation_memory, folder: folder.to_owned() };
-        let backward = Backward::new(model, text, context.place, &keep, context.progress)?;
-        Ok(Self::Backward(backward))
+        let spill = Spill { memory: run.activation_memory, folder: folder.to_owned() };
+        let walk = Backward::forward(view, text, &run.compute, &spill, run.progress)?;
+        Ok(Self::Backward(walk))
     }
 
-    /// The layers in the order in which the pass comes to them, those left out that come after the
-    /// last of `wanted`.
+    /// The layers to run, in order: forward those up to the last wanted one, backward those down to the
+    /// first. Layers between that are not wanted are run unmeasured.
     pub(super) fn order(&self, wanted: &[bool]) -> Vec<usize> {
         match self {
             Self::None => (0..wanted.len()).filter(|&layer| wanted[layer]).collect(),
@@ -66,33 +58,38 @@ impl<'a> Statistics<'a> {
         }
     }
 
-    /// Runs the next block and returns the statistics of `sites`, which are its own.
-    pub(super) fn of_layer(&mut self, sites: &[&Site], context: Context<'_>) -> Result<UnitStats> {
-        let progress: &dyn Progress = context.progress;
-        // Text prices what a pass of weights alone offers, too.
-        let second = context.passes.iter().any(|pass| pass.needs() != Needs::Squares);
-        let mut moments = match second {
-            true => LayerMoments::for_sites(sites, context.device())?,
-            false => LayerMoments::squares_only(sites, context.device())?,
+    /// Runs the next block and returns the statistics of `sites`, which are its own, by name.
+    pub(super) fn of_layer(
+        &mut self,
+        sites: &[&Site],
+        run: &Run<'_>,
+    ) -> Result<BTreeMap<String, SiteStats>> {
+        let progress = run.progress;
+        let stats = |shares| {
+            let wanted = Wanted { moments: run.needs().moments, shares };
+            LayerStats::new(sites, wanted, run.device())
         };
-        let gradients = match self {
-            Self::None => return Ok(UnitStats::new()),
+        match self {
+            Self::None => Ok(BTreeMap::new()),
             Self::Forward(stream) if sites.is_empty() => {
                 stream.advance_unobserved(progress)?;
-                None
+                Ok(BTreeMap::new())
             }
             Self::Forward(stream) => {
-                stream.advance(&mut moments, progress)?;
-                None
+                let mut stats = stats(true)?;
+                stream.advance(&mut stats, progress)?;
+                stats.finish(sites, None)
             }
             Self::Backward(backward) if sites.is_empty() => {
-                Some(backward.retreat_unobserved(progress)?)
+                backward.retreat_unobserved(progress)?;
+                Ok(BTreeMap::new())
             }
             Self::Backward(backward) => {
-                moments = moments.beside_gradients();
-                Some(backward.retreat(&mut moments, progress)?)
+                // Gradients say what an output is worth.
+                let mut stats = stats(false)?;
+                let gradients = backward.retreat(&mut stats, progress)?;
+                stats.finish(sites, Some(&gradients))
             }
-        };
-        moments.into_stats(sites, gradients.as_ref())
+        }
     }
 }

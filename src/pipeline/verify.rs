@@ -1,6 +1,6 @@
 //! Verify: reopen what was written and compare it with the plan, tensor by tensor.
 
-use crate::arch::SourceModel;
+use crate::arch::Model;
 use crate::checkpoint::{Checkpoint, TensorSpec};
 use crate::error::{Error, Result};
 use crate::progress::Progress;
@@ -17,8 +17,8 @@ pub(super) fn verify(
 ) -> Result<()> {
     let root = written.root().to_owned();
     let differs = |problem: String| Error::Verification { file: root.clone(), problem };
-    let written = SourceModel::from_checkpoint(written)?;
-    let checkpoint = &written.checkpoint;
+    let written = Model::from_checkpoint(written)?;
+    let checkpoint = written.checkpoint();
     let mut found = 0;
     progress.begin("verifying", planned.len() as u64);
     for spec in planned {

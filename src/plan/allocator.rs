@@ -8,7 +8,7 @@
 use std::cmp::Ordering;
 use std::collections::BinaryHeap;
 
-use super::offer::{Offer, efficient, gain};
+use super::offer::{Price, efficient, slope};
 use crate::error::{Error, Result};
 
 /// What the allocator decided.
@@ -25,15 +25,15 @@ pub struct Allocation {
 /// A step from one hull point of a unit to the next.
 #[derive(Debug)]
 struct Step {
-    gain: f64,
+    slope: f64,
     unit: usize,
     hull_position: usize,
 }
 
 impl Ord for Step {
     fn cmp(&self, other: &Self) -> Ordering {
-        // Equal gains go to the earlier unit, so that the result does not depend on the heap.
-        self.gain.total_cmp(&other.gain).then(other.unit.cmp(&self.unit))
+        // Equal slopes go to the earlier unit, so that the result does not depend on the heap.
+        self.slope.total_cmp(&other.slope).then(other.unit.cmp(&self.unit))
     }
 }
 
@@ -51,14 +51,24 @@ impl PartialEq for Step {
 
 impl Eq for Step {}
 
-/// Picks one offer per unit with at most `budget` bytes in all. `units[i]` holds the offers of unit
+/// Picks one offer per unit with at most `budget` bytes in all. `units[i]` holds the prices of unit
 /// `i` sorted by bytes; `floors[i]` is the fewest bytes it may get, waived where no offer has as
 /// many or where the floors together do not fit.
+///
+/// ```
+/// use bantam::plan::{Price, allocate};
+///
+/// let price = |bytes, expected_loss| Price { bytes, expected_loss };
+/// let units = [vec![price(10, 1.0), price(20, 0.0)], vec![price(10, 5.0), price(20, 0.0)]];
+/// // One step fits: the one that saves more.
+/// assert_eq!(allocate(&units, &[0, 0], 35)?.chosen, [0, 1]);
+/// # Ok::<(), bantam::Error>(())
+/// ```
 ///
 /// # Errors
 /// [`Error::BudgetTooSmall`] where even the cheapest offers exceed the budget (`smallest` counts
 /// units only); [`Error::Bug`] for a unit without offers.
-pub fn allocate(units: &[Vec<Offer>], floors: &[u64], budget: u64) -> Result<Allocation> {
+pub fn allocate(units: &[Vec<Price>], floors: &[u64], budget: u64) -> Result<Allocation> {
     if let Some(empty) = units.iter().position(Vec::is_empty) {
         return Err(Error::Bug(format!("unit {empty} has no offers")));
     }
@@ -66,7 +76,7 @@ pub fn allocate(units: &[Vec<Offer>], floors: &[u64], budget: u64) -> Result<All
     if cheapest > budget {
         return Err(Error::BudgetTooSmall { budget, smallest: cheapest });
     }
-    let at_floor = |(offers, &floor): (&Vec<Offer>, &u64)| {
+    let at_floor = |(offers, &floor): (&Vec<Price>, &u64)| {
         let position = offers.partition_point(|offer| offer.bytes < floor);
         if position < offers.len() { position } else { 0 }
     };
@@ -86,8 +96,8 @@ pub fn allocate(units: &[Vec<Offer>], floors: &[u64], budget: u64) -> Result<All
     let step = |unit: usize, hull_position: usize| {
         let hull = &hulls[unit];
         let to = *hull.get(hull_position + 1)?;
-        let gain = gain(&units[unit][hull[hull_position]], &units[unit][to]);
-        Some(Step { gain, unit, hull_position })
+        let slope = slope(&units[unit][hull[hull_position]], &units[unit][to]);
+        Some(Step { slope, unit, hull_position })
     };
     let mut heap: BinaryHeap<Step> = (0..units.len()).filter_map(|unit| step(unit, 0)).collect();
     while let Some(Step { unit, hull_position, .. }) = heap.pop() {
@@ -112,7 +122,7 @@ pub fn allocate(units: &[Vec<Offer>], floors: &[u64], budget: u64) -> Result<All
 
 /// Takes, as long as there is one, the offer off the hull or on it that fits what is left and saves
 /// the most loss.
-fn spend_remainder(units: &[Vec<Offer>], chosen: &mut [usize], mut left: u64) {
+fn spend_remainder(units: &[Vec<Price>], chosen: &mut [usize], mut left: u64) {
     loop {
         let mut best: Option<(f64, usize, usize)> = None;
         for (unit, offers) in units.iter().enumerate() {
@@ -134,16 +144,16 @@ fn spend_remainder(units: &[Vec<Offer>], chosen: &mut [usize], mut left: u64) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::measure::split_mix;
+    use crate::random::split_mix;
 
     /// Offers of random sizes and falling, not necessarily convex, losses; the stored form last.
-    fn random_unit(state: &mut u64) -> Vec<Offer> {
+    fn random_unit(state: &mut u64) -> Vec<Price> {
         let count = 1 + split_mix(state) % 5;
         let (mut bytes, mut loss) = (0, 0.0);
-        let mut offers: Vec<Offer> = (0..count)
+        let mut offers: Vec<Price> = (0..count)
             .map(|_| {
                 bytes += 1 + split_mix(state) % 40;
-                let offer = Offer { storages: Vec::new(), bytes, expected_loss: loss };
+                let offer = Price { bytes, expected_loss: loss };
                 loss += 1.0 + (split_mix(state) % 1000) as f64;
                 offer
             })
@@ -156,12 +166,12 @@ mod tests {
     }
 
     /// The least loss within the budget, by dynamic programming over every byte.
-    fn optimum(units: &[Vec<Offer>], budget: u64) -> Option<f64> {
+    fn optimum(units: &[Vec<Price>], budget: u64) -> Option<f64> {
         let mut best = vec![Some(0.0); budget as usize + 1];
         for offers in units {
             best = (0..=budget)
                 .map(|bytes| {
-                    let reach = |o: &Offer| {
+                    let reach = |o: &Price| {
                         let rest = best[bytes.checked_sub(o.bytes)? as usize]?;
                         Some(rest + o.expected_loss)
                     };
@@ -187,14 +197,14 @@ mod tests {
             assert_eq!(found.bytes, taken().map(|o| o.bytes).sum::<u64>());
             assert!(found.bytes <= budget);
             let best = optimum(&units, budget).expect("a feasible budget");
-            let step = |offers: &Vec<Offer>| offers[0].expected_loss;
+            let step = |offers: &Vec<Price>| offers[0].expected_loss;
             let largest_step = units.iter().map(step).fold(0.0, f64::max);
             assert!(found.expected_loss >= best - 1e-9);
             assert!(found.expected_loss <= best + largest_step + 1e-9, "{found:?} {best}");
             // Nothing that still fits would lower the loss.
             for (offers, &index) in units.iter().zip(&found.chosen) {
                 let left = budget - found.bytes;
-                let better = |o: &Offer| {
+                let better = |o: &Price| {
                     o.expected_loss < offers[index].expected_loss
                         && o.bytes <= offers[index].bytes + left
                 };
@@ -218,7 +228,7 @@ mod tests {
 
     #[test]
     fn floors_hold_where_they_fit_together_and_are_waived_where_not() {
-        let offer = |bytes, expected_loss| Offer { storages: Vec::new(), bytes, expected_loss };
+        let offer = |bytes, expected_loss| Price { bytes, expected_loss };
         // The second unit loses so little that without a floor it would get nothing.
         let units = vec![
             vec![offer(10, 100.0), offer(20, 50.0), offer(30, 0.0)],

@@ -1,18 +1,14 @@
-//! Where to spend the bytes: offers, the one allocator, and the plan that compress carries out.
+//! Where to spend the bytes: offers, the one allocator, the plan that is carried out, and the output that
+//! follows from it.
 
 mod allocator;
-mod memory;
+mod level_order;
 mod offer;
 mod output;
 mod plan_file;
-mod stack_order;
-mod target;
 
 pub use allocator::{Allocation, allocate};
-pub use memory::{Forecast, Measuring, forecast, largest_decomposition};
-pub use offer::{Offer, efficient};
-pub(crate) use output::{choices, fused_output, groups, output_tensors};
-pub use plan_file::{Calibration, LossBasis, ModelId, Plan, PlannedStack, PlannedUnit, Rule};
-pub use stack_order::BlockOrder;
-pub(crate) use stack_order::{Blocks, order_blocks};
-pub use target::{Target, format_size, parse_size};
+pub(crate) use level_order::{LevelLosses, order_levels};
+pub use offer::{Offer, Price, efficient};
+pub(crate) use output::{Origin, Output, Written};
+pub use plan_file::{LossBasis, ModelId, Plan, PlannedSite, PlannedStack};

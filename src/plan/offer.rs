@@ -1,39 +1,54 @@
-//! One choice for one unit, and which choices are worth considering.
+//! One choice for one site, and which choices are worth considering.
 
 use serde::{Deserialize, Serialize};
 
-use crate::arch::Storage;
+use crate::arch::{Site, Storage};
 
-/// A choice that a pass makes for a unit.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Offer {
-    /// How each of the unit's sites would be stored, in their order.
-    pub storages: Vec<Storage>,
-    /// Bytes of all the unit's tensors then.
+/// What a choice costs.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Price {
+    /// Bytes of all tensors of the site then.
     pub bytes: u64,
-    /// What it would cost; comparable across units and methods, additive.
+    /// The loss that is expected of it; comparable across sites and methods, additive.
     pub expected_loss: f64,
 }
 
-/// Indices of the offers on the lower convex hull of `(bytes, expected loss)`, by bytes ascending,
+/// A choice that a pass makes for a site.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Offer {
+    /// How the site would be stored.
+    pub storage: Storage,
+    /// What that costs.
+    #[serde(flatten)]
+    pub price: Price,
+}
+
+impl Offer {
+    /// `storage` for `site`, at this expected loss.
+    pub fn of(site: &Site, storage: Storage, expected_loss: f64) -> Self {
+        Self { storage, price: Price { bytes: site.bytes(storage), expected_loss } }
+    }
+}
+
+/// Indices of the prices on the lower convex hull of `(bytes, expected loss)`, by bytes ascending,
 /// from the cheapest on: each step along it buys less loss per byte than the one before.
 ///
-/// `offers` are sorted by bytes; of equal bytes the first of least loss counts.
-pub fn efficient(offers: &[Offer]) -> Vec<usize> {
+/// `prices` are sorted by bytes; of equal bytes the first of least loss counts.
+pub fn efficient(prices: &[Price]) -> Vec<usize> {
     let mut hull: Vec<usize> = Vec::new();
-    for (index, offer) in offers.iter().enumerate() {
+    for (index, price) in prices.iter().enumerate() {
         let Some(&last) = hull.last() else {
             hull.push(index);
             continue;
         };
-        if offer.expected_loss >= offers[last].expected_loss {
+        if price.expected_loss >= prices[last].expected_loss {
             continue;
         }
-        if offer.bytes == offers[last].bytes {
+        if price.bytes == prices[last].bytes {
             hull.pop();
         }
         while let [.., a, b] = hull[..] {
-            if gain(&offers[a], &offers[b]) <= gain(&offers[b], offer) {
+            if slope(&prices[a], &prices[b]) <= slope(&prices[b], price) {
                 hull.pop();
             } else {
                 break;
@@ -45,7 +60,7 @@ pub fn efficient(offers: &[Offer]) -> Vec<usize> {
 }
 
 /// Loss saved per byte by going from `from` to `to`.
-pub(super) fn gain(from: &Offer, to: &Offer) -> f64 {
+pub(super) fn slope(from: &Price, to: &Price) -> f64 {
     (from.expected_loss - to.expected_loss) / (to.bytes - from.bytes) as f64
 }
 
@@ -53,19 +68,16 @@ pub(super) fn gain(from: &Offer, to: &Offer) -> f64 {
 mod tests {
     use super::*;
 
-    fn offers(points: &[(u64, f64)]) -> Vec<Offer> {
-        points
-            .iter()
-            .map(|&(bytes, expected_loss)| Offer { storages: Vec::new(), bytes, expected_loss })
-            .collect()
+    fn prices(points: &[(u64, f64)]) -> Vec<Price> {
+        points.iter().map(|&(bytes, expected_loss)| Price { bytes, expected_loss }).collect()
     }
 
     #[test]
     fn the_hull_leaves_out_what_a_mixture_of_neighbours_beats() {
-        let points = offers(&[(10, 9.0), (20, 8.5), (30, 3.0), (40, 2.5), (50, 0.5), (60, 0.5)]);
+        let points = prices(&[(10, 9.0), (20, 8.5), (30, 3.0), (40, 2.5), (50, 0.5), (60, 0.5)]);
         assert_eq!(efficient(&points), [0, 2, 4]);
-        assert_eq!(efficient(&offers(&[(5, 1.0)])), [0]);
-        assert_eq!(efficient(&offers(&[(5, 2.0), (5, 1.0), (9, 0.0)])), [1, 2]);
+        assert_eq!(efficient(&prices(&[(5, 1.0)])), [0]);
+        assert_eq!(efficient(&prices(&[(5, 2.0), (5, 1.0), (9, 0.0)])), [1, 2]);
         assert!(efficient(&[]).is_empty());
     }
 }

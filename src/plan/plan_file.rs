@@ -1,49 +1,46 @@
 //! The plan: what compress will do, exactly, as a file that can be read, compared and carried out.
 
+use std::fmt;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
-use super::memory::Forecast;
 use super::offer::Offer;
-use super::output::{self, output_tensors};
-use super::target::Target;
-use crate::arch::{Role, Site, SourceModel, Storage};
+use super::output::Output;
+use crate::arch::{Model, Role, Site, Storage};
 use crate::checkpoint::TensorSpec;
 use crate::error::{Error, Result};
-use crate::measure::MeasureOptions;
-use crate::passes::Method;
+use crate::measure::{Calibration, Footprint};
+use crate::settings::{Method, Settings};
+
+/// The version of plan files that is written, and the only one that is read.
+const LAYOUT: u32 = 2;
 
 /// What compress will do.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Plan {
+    /// Version of the file's layout.
+    pub layout: u32,
     /// Version of bantam that drew it.
     pub bantam: String,
     /// The model it is for.
     pub model: ModelId,
-    /// How the choices were made.
-    pub rule: Rule,
-    /// The methods whose offers were considered.
-    pub methods: Vec<Method>,
-    /// Ranks are multiples of this.
-    pub rank_multiple: usize,
-    /// Factors are multiplied out again before writing.
-    pub fold: bool,
-    /// Decompositions are those of the papers, with no gradients in them.
-    pub paper: bool,
+    /// What was asked for, and how it is carried out.
+    pub settings: Settings,
     /// What the expected losses rest on.
-    pub expected_loss: LossBasis,
+    pub loss_basis: LossBasis,
     /// The calibration, where there was one.
     pub calibration: Option<Calibration>,
     /// Memory that compress will need on this machine.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub memory: Option<Forecast>,
+    pub memory: Option<Footprint>,
     /// Bytes of all tensors below.
     pub weight_bytes: u64,
-    /// What was chosen for every unit, in layer order.
-    pub units: Vec<PlannedUnit>,
-    /// The blocks of a stack, most important first.
+    /// What was chosen for every site, in the model's order.
+    pub sites: Vec<PlannedSite>,
+    /// The levels of a stack, most important first.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stack: Option<PlannedStack>,
     /// Every tensor of the output, in the order written.
@@ -66,27 +63,13 @@ impl ModelId {
     ///
     /// # Errors
     /// Files that changed since they were opened.
-    pub fn of(model: &SourceModel) -> Result<Self> {
+    pub fn of(model: &Model) -> Result<Self> {
         Ok(Self {
-            family: model.spec.family.model_type.to_owned(),
-            fingerprint: model.checkpoint.fingerprint()?,
-            weight_bytes: model.checkpoint.weight_bytes(),
+            family: model.spec().family.model_type.to_owned(),
+            fingerprint: model.checkpoint().fingerprint()?,
+            weight_bytes: model.checkpoint().weight_bytes(),
         })
     }
-}
-
-/// How ranks are chosen.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Rule {
-    /// The allocator fits the offers to a size.
-    Target(Target),
-    /// Every linear keeps the same fraction of its parameters.
-    Uniform(f64),
-    /// One threshold over the normalised singular values of all linears removes this fraction.
-    Reduce(f64),
-    /// Every linear gets all its blocks: the size is chosen when the stack is read.
-    Stack,
 }
 
 /// What expected losses rest on.
@@ -103,39 +86,37 @@ pub enum LossBasis {
     WeightEnergy,
 }
 
-/// The text that was measured.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Calibration {
-    /// Hash of the text files.
-    pub text_sha256: String,
-    /// Windows read.
-    pub windows: usize,
-    /// Tokens of each.
-    pub window: usize,
-    /// Hash of the token windows.
-    pub windows_sha256: String,
+impl fmt::Display for LossBasis {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Assumed => "assumed from shapes",
+            Self::Nats => "nats per token",
+            Self::OutputEnergy => "output energy lost, relative to the residual stream",
+            Self::WeightEnergy => "weight energy lost",
+        })
+    }
 }
 
-/// The blocks of a stack in order of priority.
+/// The levels of a stack in order of priority.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PlannedStack {
-    /// The number of the linear that each block belongs to, in layer order.
+    /// The number of the linear that each level belongs to, in layer order.
     pub order: Vec<usize>,
-    /// Expected loss once the block is there, all before it being there, in the plan's unit.
-    pub expected_loss: Vec<f64>,
+    /// Expected loss once the level is there, all before it being there, in the plan's unit.
+    pub losses: Vec<f64>,
 }
 
-/// The choice for one unit.
+/// The choice for one site.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct PlannedUnit {
-    /// The unit's name: of its first site.
-    pub unit: String,
-    /// Role of its first site.
+pub struct PlannedSite {
+    /// The site's name.
+    pub site: String,
+    /// Its role.
     pub role: Role,
-    /// Its layer.
-    pub layer: usize,
-    /// `[out, in]` of its first site.
+    /// Its layer; none for embedding and head.
+    pub layer: Option<usize>,
+    /// `[out, in]`.
     pub shape: [usize; 2],
     /// Bytes in the input.
     pub bytes_in: u64,
@@ -146,26 +127,84 @@ pub struct PlannedUnit {
     pub offer: Offer,
 }
 
+impl PlannedSite {
+    /// `offer` for `site`, made by `method`.
+    pub(crate) fn of(site: &Site, method: Option<Method>, offer: Offer) -> Self {
+        Self {
+            site: site.name.clone(),
+            role: site.role,
+            layer: site.layer,
+            shape: [site.out_features, site.in_features],
+            bytes_in: site.stored_bytes(),
+            method,
+            offer,
+        }
+    }
+}
+
 impl Plan {
-    /// How the statistics are to be taken that it is carried out with.
-    pub fn measure_options(&self) -> MeasureOptions {
-        let without = matches!(self.expected_loss, LossBasis::OutputEnergy);
-        MeasureOptions { gradients: !without, paper: self.paper }
+    /// The plan that stores the sites of `model` as `sites` says, with the levels of a stack in the order
+    /// of `stack`.
+    pub(crate) fn new(
+        model: &Model,
+        settings: Settings,
+        sites: Vec<PlannedSite>,
+        stack: Option<PlannedStack>,
+    ) -> Result<Self> {
+        let mut plan = Self {
+            layout: LAYOUT,
+            bantam: env!("CARGO_PKG_VERSION").to_owned(),
+            model: ModelId::of(model)?,
+            settings,
+            loss_basis: LossBasis::Assumed,
+            calibration: None,
+            memory: None,
+            weight_bytes: 0,
+            sites,
+            stack,
+            tensors: Vec::new(),
+        };
+        plan.tensors = plan.output(model).specs();
+        plan.weight_bytes = plan.tensors.iter().map(TensorSpec::bytes).sum();
+        Ok(plan)
+    }
+
+    /// The output that follows from the choices.
+    pub(crate) fn output(&self, model: &Model) -> Output {
+        let chosen: Vec<Storage> = self.sites.iter().map(|site| site.offer.storage).collect();
+        let order = self.stack.as_ref().map(|stack| stack.order.as_slice());
+        Output::new(model, &chosen, self.settings.fold, order)
+    }
+
+    /// The sum of the expected losses of all choices.
+    pub fn expected_loss(&self) -> f64 {
+        self.sites.iter().map(|site| site.offer.price.expected_loss).sum()
     }
 
     /// Reads a plan file and checks that it was drawn for `model`.
     ///
     /// # Errors
-    /// [`Error::InvalidFile`] where it is malformed, or for another model.
-    pub fn read(file: &Path, model: &SourceModel) -> Result<Self> {
+    /// [`Error::InvalidFile`] where it is malformed, of another layout, or for another model.
+    pub fn read(file: &Path, model: &Model) -> Result<Self> {
         let invalid = |problem: String, hint: &str| Error::InvalidFile {
             file: file.to_owned(),
             problem,
             hint: Some(hint.into()),
         };
         let text = std::fs::read_to_string(file).map_err(|e| Error::io("read", file, e))?;
-        let plan: Self = serde_json::from_str(&text)
-            .map_err(|e| invalid(e.to_string(), "write a plan with `bantam plan … -o FILE`"))?;
+        let parsed = || -> serde_json::Result<(Option<u64>, Value)> {
+            let value: Value = serde_json::from_str(&text)?;
+            Ok((value.get("layout").and_then(Value::as_u64), value))
+        };
+        let not_a_plan = |e: serde_json::Error| {
+            invalid(e.to_string(), "write a plan with `bantam plan … -o FILE`")
+        };
+        let (layout, value) = parsed().map_err(not_a_plan)?;
+        if let Some(other) = layout.filter(|&layout| layout != u64::from(LAYOUT)) {
+            let problem = format!("it has layout {other}, this bantam reads layout {LAYOUT}");
+            return Err(invalid(problem, "draw the plan again"));
+        }
+        let plan: Self = serde_json::from_value(value).map_err(not_a_plan)?;
         let found = ModelId::of(model)?;
         if plan.model != found {
             let problem = format!("it was drawn for model {:?}, this is {found:?}", plan.model);
@@ -176,39 +215,22 @@ impl Plan {
         Ok(plan)
     }
 
-    fn check(&self, model: &SourceModel) -> Result<(), String> {
-        if self.rank_multiple == 0 {
-            return Err("`rank_multiple` is 0".into());
+    fn check(&self, model: &Model) -> Result<(), String> {
+        let settled = self.settings.clone().settled().map_err(|e| e.to_string())?;
+        if settled != self.settings {
+            return Err("its settings contradict each other".into());
         }
-        let units = model.units();
-        if units.len() != self.units.len() {
-            return Err(format!("it has {} units, the model {}", self.units.len(), units.len()));
+        let (found, expected) = (self.sites.len(), model.sites().len());
+        if found != expected {
+            return Err(format!("it has {found} sites, the model {expected}"));
         }
-        for (unit, planned) in units.iter().zip(&self.units) {
-            let name = &planned.unit;
-            if unit.name() != name || unit.sites.len() != planned.offer.storages.len() {
-                return Err(format!("unit `{name}` stands where `{}` is expected", unit.name()));
-            }
-            let sites = || unit.sites.iter().zip(&planned.offer.storages);
-            let changed = |(site, storage): &(&Site, &Storage)| site.storage != **storage;
-            if planned.method.is_some() != sites().any(|pair| changed(&pair)) {
-                return Err(format!("unit `{name}` and its method disagree on whether it changes"));
-            }
-            for (site, storage) in sites().filter(changed) {
-                self.check_choice(site, storage, planned)?;
-            }
-            let bytes: u64 = sites().map(|(site, storage)| site.bytes(storage)).sum();
-            if bytes != planned.offer.bytes {
-                return Err(format!(
-                    "unit `{name}` has {bytes} bytes, not {}",
-                    planned.offer.bytes
-                ));
-            }
+        for (site, planned) in model.sites().iter().zip(&self.sites) {
+            self.check_site(site, planned)?;
         }
         self.check_stack()?;
-        let tensors = output_tensors(model, &self.units, self.fold, self.stack.as_ref());
+        let tensors = self.output(model).specs();
         if tensors != self.tensors {
-            return Err("its list of tensors does not follow from its units".into());
+            return Err("its list of tensors does not follow from its sites".into());
         }
         let bytes: u64 = tensors.iter().map(TensorSpec::bytes).sum();
         if bytes != self.weight_bytes {
@@ -217,46 +239,64 @@ impl Plan {
         Ok(())
     }
 
-    /// The order must name every block of every stack once.
+    /// What is planned of a site must be of this site, and a changed storage one that a method of the plan
+    /// may offer.
+    fn check_site(&self, site: &Site, planned: &PlannedSite) -> Result<(), String> {
+        let (name, storage) = (&planned.site, planned.offer.storage);
+        if site.name != *name {
+            return Err(format!("site `{name}` stands where `{}` is expected", site.name));
+        }
+        if planned.method.is_some() != (site.storage != storage) {
+            return Err(format!("site `{name}` and its method disagree on whether it changes"));
+        }
+        if let Some(method) = &planned.method {
+            if !self.settings.methods.contains(method) {
+                return Err(format!("`{name}` changes by no method of the plan"));
+            }
+            self.check_choice(site, storage)?;
+        }
+        let (bytes, said) = (site.bytes(storage), planned.offer.price.bytes);
+        match bytes == said {
+            true => Ok(()),
+            false => Err(format!("site `{name}` has {bytes} bytes, not {said}")),
+        }
+    }
+
+    fn check_choice(&self, site: &Site, storage: Storage) -> Result<(), String> {
+        let possible = match storage {
+            Storage::Dense => false,
+            Storage::LowRank { rank } => {
+                rank > 0 && rank.is_multiple_of(self.settings.rank_multiple)
+            }
+            Storage::Stack { rank, levels } => rank > 0 && levels > 0,
+        };
+        let name = &site.name;
+        if !possible {
+            return Err(format!("`{name}` cannot become {storage:?}"));
+        }
+        // A stack may be larger than what it is made from: it is cut when it is read.
+        match storage.is_stack() || site.bytes(storage) < site.stored_bytes() {
+            true => Ok(()),
+            false => Err(format!("`{name}` would not be smaller as {storage:?}")),
+        }
+    }
+
+    /// The order must name every level of every stack once.
     fn check_stack(&self) -> Result<(), String> {
-        let storages = || self.units.iter().flat_map(|unit| &unit.offer.storages);
         let order = self.stack.as_ref().map_or(&[][..], |stack| &stack.order);
-        let mut named = vec![0; storages().count()];
+        let mut named = vec![0; self.sites.len()];
         for &site in order {
             *named.get_mut(site).ok_or_else(|| format!("its order names linear {site}"))? += 1;
         }
-        for (index, (storage, named)) in storages().zip(named).enumerate() {
-            let levels = if let Storage::Stack { levels, .. } = storage { *levels } else { 0 };
+        for (index, (planned, named)) in self.sites.iter().zip(named).enumerate() {
+            let levels = planned.offer.storage.levels();
             if named != levels {
                 return Err(format!(
-                    "its order has {named} blocks of linear {index}, not {levels}"
+                    "its order has {named} levels of linear {index}, not {levels}"
                 ));
             }
         }
         Ok(())
-    }
-
-    /// A changed storage must be one that the planned method offers.
-    fn check_choice(
-        &self,
-        site: &Site,
-        storage: &Storage,
-        planned: &PlannedUnit,
-    ) -> Result<(), String> {
-        let name = &site.name;
-        if !planned.method.is_some_and(|method| self.methods.contains(&method)) {
-            return Err(format!("`{name}` changes by no method of the plan"));
-        }
-        match *storage {
-            Storage::LowRank { rank } if rank > 0 && rank.is_multiple_of(self.rank_multiple) => {}
-            // A stack may be larger than what it is made from: it is cut when it is read.
-            Storage::Stack { rank, levels } if rank > 0 && levels > 0 => return Ok(()),
-            _ => return Err(format!("`{name}` cannot become {storage:?}")),
-        }
-        match site.bytes(storage) < site.bytes(&site.storage) {
-            true => Ok(()),
-            false => Err(format!("`{name}` would not be smaller as {storage:?}")),
-        }
     }
 
     /// The plan as JSON, a line per value.
@@ -266,13 +306,5 @@ impl Plan {
     pub fn to_json(&self) -> Result<String> {
         let text = serde_json::to_string_pretty(self).map_err(|e| Error::Bug(e.to_string()))?;
         Ok(text + "\n")
-    }
-
-    /// The storage that `config.json` has to declare, per site.
-    pub fn declared_storage(
-        &self,
-        model: &SourceModel,
-    ) -> serde_json::Map<String, serde_json::Value> {
-        output::declared_storage(&output::choices(&model.units(), &self.units), self.fold)
     }
 }

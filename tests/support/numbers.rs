@@ -65,7 +65,7 @@ pub(crate) fn assert_same(found: &Tensor, expected: &Tensor) {
         return;
     }
     let exact: Vec<f64> = values(expected).into_iter().map(f64::from).collect();
-    let range = exact.iter().fold(0.0_f64, |m, v| m.max(v.abs()));
+    let range = largest(&exact);
     let error = max_error(values(found), &exact);
     assert!(error <= 2e-6 * range, "off by {error:e} of {range:e}");
 }
@@ -74,14 +74,25 @@ pub(crate) fn max_error(found: impl IntoIterator<Item = f32>, exact: &[f64]) -> 
     found.into_iter().zip(exact).map(|(f, e)| (f64::from(f) - e).abs()).fold(0.0, f64::max)
 }
 
+/// The largest absolute value.
+pub(crate) fn largest(exact: &[f64]) -> f64 {
+    exact.iter().fold(0.0_f64, |m, v| m.max(v.abs()))
+}
+
 /// `found` errs at most twice as much as `plain`, or a few ulps of the largest value.
+#[track_caller]
 pub(crate) fn assert_as_good_as_plain(found: &[f32], plain: &[f32], exact: &[f64], what: &str) {
+    assert_within(found, plain, exact, 2e-7 * largest(exact), what);
+}
+
+/// `found` errs at most twice as much as `plain`, and `floor`.
+#[track_caller]
+pub(crate) fn assert_within(found: &[f32], plain: &[f32], exact: &[f64], floor: f64, what: &str) {
     assert_eq!(found.len(), exact.len(), "{what}");
     assert_eq!(plain.len(), exact.len(), "{what}");
     assert!(found.iter().all(|v| v.is_finite()), "{what}");
-    let range = exact.iter().fold(0.0_f64, |m, v| m.max(v.abs()));
     let error = max_error(found.iter().copied(), exact);
-    let allowed = 2.0 * max_error(plain.iter().copied(), exact) + 2e-7 * range;
+    let allowed = 2.0 * max_error(plain.iter().copied(), exact) + floor;
     assert!(error <= allowed, "{what}: error {error:e}, allowed {allowed:e}");
 }
 
@@ -97,6 +108,15 @@ pub(crate) fn shifted(t: &Tensor) -> Tensor {
 
 pub(crate) fn on_threads<R: Send>(threads: usize, work: impl FnOnce() -> R + Send) -> R {
     rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(work)
+}
+
+/// The same result on one thread and on several.
+#[track_caller]
+pub(crate) fn assert_same_on_threads<R: PartialEq + Send>(work: impl Fn() -> R + Sync) {
+    let one = on_threads(1, &work);
+    for threads in [2, 5] {
+        assert!(one == on_threads(threads, &work), "1 and {threads} threads differ");
+    }
 }
 
 pub(crate) fn assert_refused<T: std::fmt::Debug>(result: Result<T, Error>, parts: &[&str]) {
@@ -115,6 +135,10 @@ pub(crate) fn zeros(shape: &[usize]) -> Tensor {
 
 pub(crate) fn values_f64(t: &Tensor) -> Vec<f64> {
     t.flatten_all().unwrap().to_vec1().unwrap()
+}
+
+pub(crate) fn to_f64(t: &Tensor) -> Tensor {
+    t.to_dtype(DType::F64).unwrap()
 }
 
 pub(crate) trait Flat {

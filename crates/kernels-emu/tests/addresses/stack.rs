@@ -73,7 +73,8 @@ fn residual(kernel: &'static str, columns: usize, k: usize, c: usize) {
 
 #[test]
 fn residuals() {
-    for (kernel, k, c) in [("sign_pack", 1, 32), ("residual_16", 16, 32), ("residual", 17, 40)] {
+    for (kernel, k, c) in [("sign_pack", 1, 32), ("take_level_16", 16, 32), ("take_level", 17, 40)]
+    {
         // Whole tiles, and columns one by one.
         residual(kernel, 8 * BYTES, k, c);
         residual(kernel, 8 * BYTES - 1, k, c);
