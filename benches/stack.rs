@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use bantam::linalg::{self, Truncation};
 use bantam::ops;
-use bantam::passes::{Level, Levels};
+use bantam::passes::{Levels, TakenLevel};
 use bantam::settings::StackSettings;
 use candle_core::{DType, Device, Tensor};
 
@@ -34,7 +34,8 @@ fn main() {
         let started = Instant::now();
         let mut taken = Levels::new(w.copy().unwrap(), options, 3).unwrap();
         let (mut parts, mut fallen) = ([vec![], vec![], vec![]], 0);
-        while let Some(Level { sign, u, v, fell_back: fell }) = taken.take("a level").unwrap() {
+        while let Some(TakenLevel { sign, u, v, fell_back: fell }) = taken.take("a level").unwrap()
+        {
             fallen += usize::from(fell);
             for (part, taken) in parts.iter_mut().zip([sign, u, v]) {
                 part.push(taken);

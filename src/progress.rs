@@ -2,6 +2,33 @@
 //!
 //! The engine never prints: it reports to a [`Progress`], which the command line implements with
 //! bars and tests implement with nothing.
+//!
+//! ```
+//! use std::sync::atomic::{AtomicU64, Ordering};
+//!
+//! use bantam::progress::Progress;
+//!
+//! /// Counts steps, and stops the work after the tenth.
+//! struct Ten(AtomicU64);
+//!
+//! impl Progress for Ten {
+//!     fn begin(&self, _: &str, _: u64) {}
+//!     fn advance(&self, steps: u64) {
+//!         self.0.fetch_add(steps, Ordering::Relaxed);
+//!     }
+//!     fn end(&self) {}
+//!     fn check(&self) -> bantam::Result<()> {
+//!         match self.0.load(Ordering::Relaxed) < 10 {
+//!             true => Ok(()),
+//!             false => Err(bantam::Error::Interrupted),
+//!         }
+//!     }
+//! }
+//! # let ten = Ten(AtomicU64::new(9));
+//! # assert!(ten.check().is_ok());
+//! # ten.advance(1);
+//! # assert!(ten.check().is_err());
+//! ```
 
 use crate::error::Result;
 

@@ -74,7 +74,7 @@ fn what_is_not_cached_says_where_it_was_looked_for() {
     assert_eq!(looked_for("org/name@gone"), gone);
     let error = resolve("org/other@v2", &env).unwrap_err();
     assert_eq!(
-        error.hint().unwrap(),
+        error.hint().unwrap().to_string(),
         "run `hf download org/other --revision v2`, or give a folder"
     );
 }

@@ -74,7 +74,11 @@ fn what_is_no_checkpoint_is_refused_by_name() {
         file(&format!("{weights}.d/{weights}"), "");
         let error = open(&format!("{weights}.d"));
         assert!(matches!(error, Error::NoWeights { .. }), "{error}");
-        assert!(error.hint().unwrap().contains(advice), "{weights}: {:?}", error.hint());
+        assert!(
+            error.hint().unwrap().to_string().contains(advice),
+            "{weights}: {:?}",
+            error.hint()
+        );
     }
 
     for (folder, config) in [("config", pointer), ("weights", "{}")] {
@@ -82,7 +86,7 @@ fn what_is_no_checkpoint_is_refused_by_name() {
         file(&format!("lfs-{folder}/model.safetensors"), pointer);
         let error = open(&format!("lfs-{folder}"));
         assert!(matches!(error, Error::LfsPointer { .. }), "{error}");
-        assert!(error.hint().unwrap().contains("git lfs pull"));
+        assert!(error.hint().unwrap().to_string().contains("git lfs pull"));
     }
 
     file("list/config.json", "[]");

@@ -7,12 +7,15 @@
 mod cli;
 #[path = "support/models.rs"]
 mod models;
+#[path = "support/own_text.rs"]
+mod own_text;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use cli::{Bantam, bantam, first_difference, read_json};
 use models::{Weight, edit_config, edit_weights, tiny, tiny_text, weight_bytes, weights};
+use own_text::OwnText;
 use safetensors::Dtype;
 use serde_json::{Value, json};
 
@@ -98,6 +101,10 @@ impl Desk {
         command.args("--windows 8 --window 32").args(options)
     }
 
+    fn own_text(&self) -> OwnText {
+        OwnText::of(&self.model, &self.text, self.root.path())
+    }
+
     fn compress(&self, from: &Path, options: &str, to: &str) -> Value {
         self.run("compress", from, options).args("--json -o").arg(self.out(to)).run().json()
     }
@@ -165,6 +172,7 @@ fn a_fused_tensor_is_carried_or_dissolved() {
     let (mut whole, mut dissolved, mut dense) = (0, 0, 0);
     for model in MODELS {
         let desk = Desk::with(model);
+        let own = desk.own_text();
         for (i, options) in [
             "--keep 0.93 --method lord --rank-multiple 2 --floor 0",
             "--keep 0.75 --method welore --rank-multiple 3",
@@ -190,7 +198,7 @@ fn a_fused_tensor_is_carried_or_dissolved() {
             }
             let sites = declared.as_object().unwrap().values();
             dense += sites.filter(|storage| storage["kind"] == "dense").count();
-            assert!(desk.nll(&out).is_finite());
+            own.assert_made_of_it(own.evaluated(&out), &format!("{model} {options}"));
             let generate = bantam("generate").arg(&out).arg("--prompt").arg("w1 w2");
             generate.args("--max-tokens 2").run().ok();
         }
@@ -225,7 +233,8 @@ fn a_dissolved_model_is_a_model() {
         assert_eq!(second["weight_bytes_in"], first["weight_bytes_out"]);
         assert_eq!(second["weight_bytes_out"], weight_bytes(&again));
         assert!(bytes(&second["weight_bytes_out"]) < bytes(&first["weight_bytes_out"]));
-        assert!(desk.nll(&again).is_finite());
+        let own = desk.own_text();
+        own.assert_made_of_it(own.evaluated(&again), model);
         desk.compress(&out, "--keep 1.0 --rank-multiple 2", "kept");
         assert!(weights(&desk.out("kept")) == weights(&out), "{model}");
         assert_eq!(read_json(&desk.out("kept/config.json")), read_json(&out.join("config.json")));

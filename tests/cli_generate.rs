@@ -202,11 +202,17 @@ fn the_demo_needs_nothing_and_leaves_nothing() {
         assert_eq!((&measured["protocol"], &measured["window"]), (&json!("windows"), &json!(256)));
         let (windows, tokens) = (&measured["windows"], &measured["tokens"]);
         assert_eq!(tokens.as_u64().unwrap(), windows.as_u64().unwrap() * 255);
-        assert!(measured["nll"].as_f64().unwrap() > 0.0 && measured["nll_stderr"].is_f64());
+        // What is told of perplexity is what is told of the loss, to the last digits.
+        let number = |key: &str| measured[key].as_f64().unwrap();
+        let (perplexity, stderr) = (number("perplexity"), number("perplexity_stderr"));
+        let [loss, error] = [perplexity.ln() / number("nll"), stderr / number("nll_stderr")];
+        assert!((loss - 1.0).abs() < 1e-9, "{when}: {measured:#}");
+        assert!((error / perplexity - 1.0).abs() < 1e-9, "{when}: {measured:#}");
     }
     assert_eq!(report["before"]["tokens"], report["after"]["tokens"]);
-    for figure in ["seconds", "compress_seconds"] {
-        assert!(report[figure].as_f64().unwrap() > 0.0, "{figure}");
-    }
+    // Compressing is a part of it all.
+    let [whole, part] =
+        ["seconds", "compress_seconds"].map(|figure| report[figure].as_f64().unwrap());
+    assert!(0.0 < part && part < whole, "{part} of {whole} seconds");
     assert!(report["output"].is_null());
 }

@@ -11,11 +11,10 @@ mod models;
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
 use std::thread::sleep;
 use std::time::Duration;
 
-use cli::{Bantam, bantam, first_difference, fixture, names};
+use cli::{Bantam, Run, bantam, first_difference, fixture, names};
 use models::{Desk, copy_folder, edit_weights, two_layers};
 use serde_json::Value;
 
@@ -146,33 +145,80 @@ struct Bench {
 }
 
 impl Bench {
+    fn at(&self, name: &str) -> PathBuf {
+        self.root.path().join(name)
+    }
+
     fn compress(&self, job: &str, out: &str) -> Bantam {
-        let at = |name: &str| self.root.path().join(name);
         let command = bantam("compress").arg(&self.model).arg("--text");
         let command = command.arg(fixture("pycode.calib.txt"));
         let command = command.args("--windows 12 --window 64 --keep 0.7 --resume --job");
-        command.arg(at(job)).arg("-o").arg(at(out))
+        command.arg(self.at(job)).arg("-o").arg(self.at(out))
     }
 
-    fn finished(&self, job: &str) -> usize {
-        let journal = fs::read_to_string(self.root.path().join(job).join("journal.jsonl"));
-        journal.map_or(0, |text| text.lines().count())
+    /// The whole lines of a job's journal: a kill may tear the last.
+    fn journal(&self, job: &str) -> String {
+        let text = fs::read_to_string(self.at(job).join("journal.jsonl")).unwrap_or_default();
+        text.split_inclusive('\n').filter(|line| line.ends_with('\n')).collect()
     }
 
-    /// Whether the output is being written.
-    fn writes(&self) -> bool {
-        names(self.root.path()).iter().any(|name| name.contains("bantam-partial"))
+    /// Files in which there are analyses, or will be.
+    fn analyses(&self) -> usize {
+        fs::read_dir(self.at("job").join("analyses")).map_or(0, Iterator::count)
+    }
+
+    /// Whether the output that is being written has this file.
+    fn writes(&self, file: &str) -> bool {
+        let folders = names(self.root.path()).into_iter();
+        let mut partial = folders.filter(|name| name.contains("bantam-partial"));
+        partial.any(|name| self.at(&name).join(file).exists())
+    }
+
+    /// Removes what killed runs left beside the output.
+    fn sweep(&self) {
+        for hidden in names(self.root.path()).iter().filter(|name| name.starts_with('.')) {
+            fs::remove_dir_all(self.at(hidden)).unwrap();
+        }
+    }
+
+    /// Kills a run into `out` once `reached` says so. Whether that came in time; a run that was done first
+    /// was done well, and its output is removed.
+    fn kill(&self, reached: impl Fn() -> bool) -> bool {
+        let before = self.journal("job");
+        let mut child = self.compress("job", "out").spawn();
+        while !reached() && child.try_wait().unwrap().is_none() {
+            sleep(Duration::from_micros(200));
+        }
+        // In vain where it is done.
+        let _ = child.kill();
+        let run = Run::of("bantam compress".into(), child.wait_with_output().unwrap());
+        assert!(self.journal("job").starts_with(&before), "the journal lost a line");
+        // The output may be in its place and the process not gone yet.
+        if !self.at("out").exists() {
+            assert_eq!(run.code, None, "it was not killed:\n{}", run.stderr);
+            return true;
+        }
+        assert_eq!(first_difference(&self.at("out"), &self.at("expected")), None);
+        fs::remove_dir_all(self.at("out")).unwrap();
+        false
+    }
+
+    /// Compresses undisturbed: the same model as ever.
+    fn finish(&self) {
+        self.compress("job", "out").run().ok();
+        assert_eq!(first_difference(&self.at("out"), &self.at("expected")), None);
+        fs::remove_dir_all(self.at("out")).unwrap();
     }
 }
 
-/// Kills the run once `reached` says so, and a moment later; whether it was still running.
-fn kill_when(mut child: Child, later: u64, reached: impl Fn() -> bool) -> bool {
-    while !reached() && child.try_wait().unwrap().is_none() {
-        sleep(Duration::from_micros(200));
-    }
-    sleep(Duration::from_micros(later));
-    let _ = Command::new("kill").arg("-KILL").arg(child.id().to_string()).output();
-    child.wait().unwrap().code().is_none()
+/// Calls `kill` with the number of kills so far until there were so many.
+fn kill_often(wanted: usize, kill: impl Fn(usize) -> bool) {
+    const TRIES: usize = 100;
+    let kills = (0..TRIES).fold(0, |kills, _| match kills < wanted {
+        true => kills + usize::from(kill(kills)),
+        false => kills,
+    });
+    assert_eq!(kills, wanted, "kills in {TRIES} tries: the other runs were done first");
 }
 
 #[test]
@@ -180,44 +226,30 @@ fn a_run_killed_at_twenty_points_goes_on_and_ends_in_the_same_bytes() {
     let root = tempfile::tempdir().unwrap();
     let model = two_layers(root.path());
     let bench = Bench { root, model };
-    let out = |name: &str| bench.root.path().join(name);
     bench.compress("undisturbed", "expected").run().ok();
-    let all = bench.finished("undisturbed");
-    let (mut kills, mut random) = (0, 9_u64);
-    let mut moment = || {
-        random =
-            random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (random >> 33) % 20_000
-    };
-    while kills < 14 {
-        // Each time it gets a unit further, if there is one.
-        let (before, later) = (bench.finished("job"), moment());
-        let child = bench.compress("job", "out").spawn();
-        if kill_when(child, later, || bench.finished("job") > before) {
-            assert!(!out("out").exists());
-            assert!(bench.finished("job") >= before, "the journal lost a line");
-            kills += 1;
+    let whole = bench.journal("undisturbed");
+    let lines = |journal: &str| journal.lines().count();
+    kill_often(14, |kills| {
+        let (journal, analyses) = (bench.journal("job"), bench.analyses());
+        // By turns once another unit is finished, and as soon as there is a file for one.
+        let killed = bench.kill(|| match kills % 2 {
+            0 => bench.journal("job").len() > journal.len(),
+            _ => bench.analyses() > analyses,
+        });
+        assert!(whole.starts_with(&bench.journal("job")), "the journal says something else");
+        if lines(&bench.journal("job")) + 2 >= lines(&whole) {
+            fs::remove_dir_all(bench.at("job")).unwrap();
         }
-        if bench.finished("job") + 2 >= all {
-            let _ = fs::remove_dir_all(out("out"));
-            let _ = fs::remove_dir_all(out("job"));
-        }
-    }
-    bench.compress("job", "out").run().ok();
-    assert_eq!(first_difference(&out("out"), &out("expected")), None);
-    // And while it writes, with every unit measured.
-    while kills < 20 {
-        let _ = fs::remove_dir_all(out("out"));
-        let later = moment();
-        let child = bench.compress("job", "out").spawn();
-        kills += usize::from(kill_when(child, later, || bench.writes()));
-        for hidden in names(bench.root.path()).iter().filter(|name| name.starts_with('.')) {
-            let _ = fs::remove_dir_all(out(hidden));
-        }
-    }
-    let _ = fs::remove_dir_all(out("out"));
-    bench.compress("job", "out").run().ok();
-    assert_eq!(first_difference(&out("out"), &out("expected")), None);
+        killed
+    });
+    bench.finish();
+    // And while it writes, with every unit measured: weights, or what comes after them.
+    kill_often(6, |kills| {
+        bench.sweep();
+        bench.kill(|| bench.writes(["model.safetensors", "bantam.json"][kills % 2]))
+    });
+    assert_eq!(bench.journal("job"), whole);
+    bench.finish();
 }
 
 #[test]

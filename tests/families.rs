@@ -44,6 +44,8 @@ fn difference(folder: &Path) -> f32 {
     let ours = flat(&Decoder::new(&model, &device()).logits(&ids, batch).unwrap());
     let theirs = flat(&golden["logits"]);
     assert_eq!(ours.len(), theirs.len());
+    // A maximum passes over what is no number.
+    assert!(ours.iter().all(|logit| logit.is_finite()), "{}", folder.display());
     let largest = theirs.iter().copied().fold(f32::MIN, f32::max);
     let smallest = theirs.iter().copied().fold(f32::MAX, f32::min);
     let worst = ours.iter().zip(&theirs).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
@@ -144,6 +146,7 @@ fn decoding_with_a_cache_is_the_same_model() {
             let logits = flat(&session.feed(&ids[fed..fed + piece]).unwrap());
             fed += piece;
             let expected = flat(&whole.get(fed - 1).unwrap());
+            assert!(logits.iter().all(|logit| logit.is_finite()), "{case} after {fed}");
             let worst =
                 logits.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
             assert!(worst < 1e-4, "{case} after {fed}: off by {worst}");

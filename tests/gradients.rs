@@ -25,7 +25,10 @@ use numbers::*;
 const DEVICE: Device = Device::Cpu;
 
 /// All statistics of a layer.
-const EVERYTHING: Wanted = Wanted { moments: true, shares: true };
+/// Everything there is of `sites`.
+fn everything<'a>(sites: &'a [&'a Site]) -> Wanted<'a> {
+    Wanted { moments: sites, shares: true }
+}
 
 fn golden(name: &str) -> Model {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/golden");
@@ -174,6 +177,8 @@ fn difference(found: &[f32], expected: &[f32]) -> f64 {
     let largest = expected.iter().fold(0.0_f32, |m, v| m.max(v.abs()));
     let worst = found.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
     assert!(largest > 0.0, "all zero");
+    // A maximum passes over what is no number.
+    assert!(found.iter().all(|value| value.is_finite()), "not finite");
     f64::from(worst / largest)
 }
 
@@ -376,14 +381,14 @@ fn the_way_back_shows_an_observer_what_the_way_there_does() {
     let layers = model.spec().layers.len();
     for layer in 0..layers {
         let sites: Vec<&Site> = model.layer_sites(layer).collect();
-        let mut moments = LayerStats::new(&sites, EVERYTHING, &DEVICE).unwrap();
+        let mut moments = LayerStats::new(&sites, everything(&sites), &DEVICE).unwrap();
         stream.advance(&mut moments, &Silent).unwrap();
         there.push(moments.finish(&sites, None).unwrap());
     }
     for (expected, layer) in expected.iter().zip((0..layers).rev()) {
         assert_eq!(pass.next_layer(), Some(layer));
         let sites: Vec<&Site> = model.layer_sites(layer).collect();
-        let mut moments = LayerStats::new(&sites, EVERYTHING, &DEVICE).unwrap();
+        let mut moments = LayerStats::new(&sites, everything(&sites), &DEVICE).unwrap();
         let gradients = pass.retreat(&mut moments, &Silent).unwrap();
         assert!(gradients == *expected, "block {layer}: an observer changes the gradients");
         let back = moments.finish(&sites, None).unwrap();
@@ -425,8 +430,7 @@ fn an_expert_counts_the_same_whoever_else_is_measured() {
     let windows = windows(&model, 3, 17);
     let shares = |wanted: fn(&Site) -> bool| -> BTreeMap<String, u64> {
         let sites: Vec<&Site> = model.layer_sites(0).filter(|site| wanted(site)).collect();
-        let mut moments =
-            LayerStats::new(&sites, Wanted { moments: false, ..EVERYTHING }, &DEVICE).unwrap();
+        let mut moments = LayerStats::new(&sites, everything(&[]), &DEVICE).unwrap();
         let mut stream = Stream::new(&model, &windows, &Compute::cpu()).unwrap();
         stream.advance(&mut moments, &Silent).unwrap();
         let share = |importance: &Importance| match importance {

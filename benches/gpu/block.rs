@@ -132,8 +132,9 @@ impl<'a> Layer<'a> {
     }
 
     fn moments(&self) -> Result<LayerStats> {
-        let wanted = Wanted { moments: true, shares: true };
-        LayerStats::new(&self.sites(), wanted, self.device())
+        let sites = self.sites();
+        let wanted = Wanted { moments: &sites, shares: true };
+        LayerStats::new(&sites, wanted, self.device())
     }
 
     /// All chunks through `block`.

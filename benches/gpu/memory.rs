@@ -38,7 +38,7 @@ pub(crate) fn measure(bench: &mut Bench, folder: &Path) -> Result<()> {
     let sites: Vec<_> = model.layer_sites(0).collect();
     let (measuring, stats) = watched(&bench.device, || {
         let mut stream = Stream::new(&model, &windows, &place)?;
-        let wanted = Wanted { moments: true, shares: true };
+        let wanted = Wanted { moments: &sites, shares: true };
         let mut moments = LayerStats::new(&sites, wanted, place.device())?;
         stream.advance(&mut moments, &Silent)?;
         moments.finish(&sites, None)

@@ -81,9 +81,9 @@ impl<'a> Keys<'a> {
     /// One number or a list of them, as `eos_token_id` is spelled; absent is an empty list.
     pub(super) fn ids(&self, key: &str) -> Result<Vec<u32>> {
         let one = |v: &Value| v.as_u64().and_then(|n| u32::try_from(n).ok());
-        let read = |v: &'a Value| match v {
-            Value::Array(list) => list.iter().map(one).collect(),
-            single => one(single).map(|n| vec![n]),
+        let read = |v: &'a Value| match v.as_array() {
+            Some(list) => list.iter().map(one).collect(),
+            None => one(v).map(|n| vec![n]),
         };
         Ok(self.typed(key, "an id or a list of ids", read)?.unwrap_or_default())
     }

@@ -43,7 +43,7 @@ use std::collections::HashSet;
 use std::path::Path;
 
 use crate::checkpoint::{Checkpoint, Dtype, TensorInfo};
-use crate::error::{Error, Result};
+use crate::error::{Error, Remedy, Result};
 
 /// A checkpoint whose family is known and whose tensors were checked against it.
 #[derive(Debug)]
@@ -111,7 +111,7 @@ impl Model {
         self.stack.as_ref().ok_or_else(|| {
             Error::usage(
                 format!("`{}` is not a stack", self.checkpoint.root().display()),
-                "`bantam compress --method bitstack` makes one, of which any budget can be read",
+                Remedy::MakeStack,
             )
         })
     }

@@ -194,7 +194,7 @@ fn attention(
     let rope = RopeSpec::from_config(keys, family.positions, head_dim, max_positions)?;
     let (qkv_bias, o_bias) = match family.attention_bias {
         BiasRule::QkvOnly => (true, false),
-        other => {
+        other @ (BiasRule::Key(..) | BiasRule::Never | BiasRule::Always) => {
             let on = bias(keys, other)?;
             (on, on)
         }

@@ -40,7 +40,7 @@ impl Config {
         Self::parse(file, text)
     }
 
-    /// Takes the text of a config; `file` is what errors will name.
+    /// Parses the text of a config; errors will name `file`.
     ///
     /// # Errors
     /// Text that is not JSON, not an object, or has a key twice at the top level.
@@ -58,7 +58,7 @@ impl Config {
         &self.file
     }
 
-    /// The text, as read and edited; what is written.
+    /// The text, as read and edited, and as it will be written.
     #[must_use]
     pub fn text(&self) -> &str {
         &self.text

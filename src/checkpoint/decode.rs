@@ -22,7 +22,7 @@ const F32_EXPONENT: u32 = 0x7f80_0000;
 const F16_EXPONENT: u16 = 0x7c00;
 const BF16_EXPONENT: u16 = 0x7f80;
 
-/// The values of the tensor `name`, whose data are `bytes`.
+/// Converts `bytes`, the data of the tensor `name`, to f32.
 ///
 /// # Errors
 /// [`Error::NotComputable`] for a dtype other than F32, F16 and BF16,
@@ -83,8 +83,8 @@ pub fn check_finite(dtype: Dtype, bytes: &[u8], name: &str) -> Result<()> {
     }
 }
 
-/// Whether [`first_non_finite`] looks at elements of this dtype at all: of those that it does, none with
-/// all bits set is a number.
+/// Whether [`first_non_finite`] checks elements of this dtype at all: in every dtype that it checks, an
+/// element with all bits set is not a number.
 pub(super) fn is_checked(dtype: Dtype) -> bool {
     first_non_finite(dtype, &[0xff; 8]).is_some()
 }

@@ -1,7 +1,7 @@
 //! New files that are on the disk when the call that completes them returns.
 //!
-//! All writing of the module goes through here. A file is only ever created, never opened: what
-//! exists cannot be damaged.
+//! All writing of the module goes through here. Files are only ever created, never opened, so a file
+//! that exists cannot be damaged.
 
 use std::fs::File;
 use std::io::{self, BufWriter, Seek, SeekFrom, Write};
@@ -51,7 +51,7 @@ impl NewFile {
         written.map_err(|e| Error::io("write", &self.path, e))
     }
 
-    /// Has another thread bring to the disk what was written, unless one is still at it.
+    /// Starts a thread that brings the bytes written so far to the disk, unless one is still at it.
     fn write_ahead(&mut self) -> io::Result<()> {
         if self.at_work.as_ref().is_some_and(|thread| !thread.is_finished()) {
             return Ok(());
@@ -64,7 +64,8 @@ impl NewFile {
         Ok(())
     }
 
-    /// Waits for that thread. An error of the disk is told to the first who asks: it must not be lost.
+    /// Waits for that thread and returns its error. The system tells an error of the disk to the first
+    /// caller only, so it must not be lost.
     fn wait(&mut self) -> io::Result<()> {
         let panicked = |_| Err(io::Error::other("the thread that syncs panicked"));
         self.at_work.take().map_or(Ok(()), |thread| thread.join().unwrap_or_else(panicked))

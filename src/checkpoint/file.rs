@@ -6,7 +6,7 @@ use std::path::Path;
 
 use crate::error::{Error, Result};
 
-/// How a Git LFS pointer begins.
+/// The first bytes of a Git LFS pointer.
 const LFS_START: &[u8] = b"version https://git-lfs";
 
 /// Opens a regular file for reading, through symlinks, and gives its length in bytes.
@@ -32,7 +32,7 @@ pub(super) fn read(path: &Path, what: &'static str) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// An error where the file that starts with these bytes is a Git LFS pointer.
+/// Refuses a file whose first bytes `start` are those of a Git LFS pointer.
 pub(super) fn refuse_lfs_pointer(path: &Path, start: &[u8]) -> Result<()> {
     if start.starts_with(LFS_START) {
         return Err(Error::LfsPointer { file: path.to_owned() });

@@ -1,10 +1,10 @@
-//! A cheap identity of a checkpoint, to tell whether what was measured belongs to it.
+//! A cheap identity of a checkpoint, to tell whether measurements belong to it.
 
 use super::reader::Checkpoint;
 use crate::digest::Digest;
 use crate::error::Result;
 
-/// How many tensors are sampled at most.
+/// The most tensors that are sampled.
 ///
 /// Every sample is a page from another place of the disk: with more, planning from headers on a cold
 /// cache would take seconds.

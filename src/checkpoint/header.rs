@@ -37,7 +37,7 @@ pub struct Header {
     pub tensors: Vec<HeaderTensor>,
     /// `__metadata__`, empty where there is none.
     pub metadata: BTreeMap<String, String>,
-    /// Where the data begin, in bytes from the file's start.
+    /// Start of the data, in bytes from the file's start.
     pub data_start: u64,
 }
 
@@ -50,12 +50,12 @@ pub struct HeaderTensor {
     pub dtype: Dtype,
     /// Its extents, outermost first.
     pub shape: Vec<usize>,
-    /// Where its data lie, in bytes from the file's start.
+    /// Range of its data, in bytes from the file's start.
     pub range: Range<u64>,
 }
 
 impl Header {
-    /// Checks the header of a file of `file_bytes` bytes, given `json`, what follows its prefix.
+    /// Checks the header of a file of `file_bytes` bytes; `json` is the part after the length prefix.
     ///
     /// # Errors
     /// The first thing that is wrong with it.
@@ -193,7 +193,8 @@ struct Entry {
 }
 
 impl Entry {
-    /// Checks it, given where in the data section it has to begin, and where that section begins.
+    /// Checks the entry of tensor `name`, which has to begin at `begin` in the data section; the section
+    /// begins at `base` in the file.
     fn check(self, name: String, begin: u64, base: u64) -> Result<HeaderTensor, HeaderProblem> {
         let Self { dtype, shape, data_offsets: (start, end) } = self;
         let by_name: StrDeserializer<'_, NameError> = dtype.as_str().into_deserializer();

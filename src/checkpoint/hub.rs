@@ -1,4 +1,4 @@
-//! From what a user calls a model to the folder it is in: a path, or an entry of the Hub's cache.
+//! The folder of a model that a user names by a path, or by an entry of the Hub's cache.
 //!
 //! ```text
 //! <cache>/models--org--name/refs/main            "<commit>"
@@ -59,11 +59,11 @@ impl HubEnv {
 /// `org/name`, `org/name@revision` or `name` in the local Hub cache.
 ///
 /// A revision is a branch, a tag or a commit; it is `main` unless given. The snapshot's folder bears
-/// the commit's name, so the path that comes back says exactly what was taken.
+/// the commit's name, so the returned path names the exact commit.
 ///
 /// # Errors
-/// [`Error::NotInHubCache`], which says where it looked; [`Error::Missing`] for
-/// what can only be a path; [`Error::NotAFolder`] for a file.
+/// [`Error::NotInHubCache`] with the place that was looked at; [`Error::Missing`] for a name that can
+/// only be a path; [`Error::NotAFolder`] for a file.
 pub fn resolve(model: &str, env: &HubEnv) -> Result<PathBuf> {
     let path = Path::new(model);
     if path.is_dir() {

@@ -1,4 +1,4 @@
-//! `model.safetensors.index.json`: which shard holds which tensor.
+//! `model.safetensors.index.json`: the shard that holds each tensor.
 //!
 //! Reading checks the form; whether shards and index agree is checked where both are open. Writing
 //! sorts the keys, as transformers does.

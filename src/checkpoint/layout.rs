@@ -1,4 +1,4 @@
-//! Where every tensor of a model will stand, worked out before the first byte is written.
+//! The place of every tensor of a model, worked out before the first byte is written.
 //!
 //! Tensors fill shards greedily in the order given. All headers, and so all offsets, follow from
 //! names, dtypes and shapes; the data can then come one at a time.
@@ -11,7 +11,7 @@ use super::names::SINGLE_FILE;
 use super::tensor::TensorSpec;
 use crate::error::{Error, Result};
 
-/// In which order a shard's data stand in its file. They are written in the order given either way.
+/// The order of a shard's data in its file. They are written in the order given either way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum DataOrder {
     /// As given, unless a tensor would begin at an odd place for its dtype (an F32 after three bytes
@@ -19,7 +19,7 @@ pub enum DataOrder {
     /// `PyTorch` refuses to view data that are not aligned.
     #[default]
     Aligned,
-    /// As given, whatever the alignment: a stack, whose data stand in order of priority.
+    /// As given, whatever the alignment, because the data of a stack stand in order of priority.
     AsGiven,
 }
 
@@ -28,15 +28,15 @@ pub enum DataOrder {
 pub(super) struct Layout {
     /// The tensors in the order given, which is the order of writing.
     pub(super) tensors: Vec<TensorSpec>,
-    /// Where each of them goes.
-    pub(super) places: Vec<Place>,
+    /// The place of each of them.
+    pub(super) places: Vec<Slot>,
     /// The files, in the order of their names.
     pub(super) shards: Vec<ShardFile>,
 }
 
-/// Where a tensor goes.
+/// The place of a tensor: a shard, and a range of its file.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Place {
+pub(super) struct Slot {
     pub(super) shard: usize,
     /// In bytes from the file's start.
     pub(super) range: Range<u64>,
@@ -70,7 +70,7 @@ impl Layout {
             return Err(bug(format_args!("a model without tensors")));
         }
         let groups = group(&tensors, max_shard_size);
-        let mut places = vec![Place { shard: 0, range: 0..0 }; tensors.len()];
+        let mut places = vec![Slot { shard: 0, range: 0..0 }; tensors.len()];
         let mut shards = Vec::with_capacity(groups.len());
         for (shard, group) in groups.iter().enumerate() {
             let order = data_order(&tensors, group.clone(), order);
@@ -79,7 +79,7 @@ impl Layout {
             let mut start = header.len() as u64;
             for at in order {
                 let end = start + tensors[at].bytes();
-                places[at] = Place { shard, range: start..end };
+                places[at] = Slot { shard, range: start..end };
                 start = end;
             }
             let name = match groups.len() {

@@ -1,4 +1,4 @@
-//! Where the members of a JSON object stand in its text: what editing in place needs.
+//! The places of a JSON object's members in its text, as editing in place needs them.
 
 use std::ops::Range;
 
@@ -7,9 +7,9 @@ use std::ops::Range;
 pub(super) struct Member {
     /// The key, unescaped.
     pub(super) key: String,
-    /// Where the key's quote opens.
+    /// Position of the key's opening quote.
     pub(super) start: usize,
-    /// Where the value stands, without the space around it.
+    /// Range of the value, without the space around it.
     pub(super) value: Range<usize>,
 }
 

@@ -10,7 +10,7 @@ pub(super) const CONFIG_FILE: &str = "config.json";
 /// The weights of a model that is not sharded.
 pub(super) const SINGLE_FILE: &str = "model.safetensors";
 
-/// Which shard holds which tensor.
+/// The index: the shard that holds each tensor.
 pub(super) const INDEX_FILE: &str = "model.safetensors.index.json";
 
 /// The manifest beside written weights: version, command, plan and figures of the run, as JSON.

@@ -1,7 +1,7 @@
 //! An open checkpoint: names, shapes and places of its tensors at once, their data when asked for.
 //!
 //! Opening reads `config.json`, the index where there is one, and the headers: milliseconds for any
-//! size, and no weights. Everything is checked here, so that what follows can trust it.
+//! size, and no weights. Everything is checked here, so that later code can trust it.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
@@ -122,7 +122,7 @@ impl Checkpoint {
     /// Checks that every value of a tensor is finite, holding a MiB of it in memory at a time.
     ///
     /// # Errors
-    /// [`Error::NonFiniteTensor`] with the first place; those of [`bytes`](Self::bytes).
+    /// [`Error::NonFiniteTensor`] with the first place; the errors of [`bytes`](Self::bytes).
     pub fn require_finite(&self, tensor: &TensorInfo) -> Result<()> {
         let (shard, bits) = (self.shard_of(tensor)?, tensor.dtype.bitsize() as u64);
         if !is_checked(tensor.dtype) {

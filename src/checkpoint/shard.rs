@@ -19,8 +19,8 @@ use super::header::{Header, HeaderTensor};
 use super::names::file_name;
 use crate::error::{Error, Result};
 
-/// Bytes that the system maps at once where one of them is touched and all are in memory: as many as one
-/// entry of a page table can stand for, where it keeps a file in pieces as large.
+/// The most bytes that the system maps when one of them is touched and all are in memory: 2 MiB, as much
+/// as one entry of a page table can map where the system keeps a file in pieces that large.
 #[cfg(unix)]
 const FAULT_AROUND: usize = 2 << 20;
 
@@ -30,7 +30,7 @@ const CHUNK_BYTES: u64 = 1 << 20;
 /// An open `.safetensors` file.
 #[derive(Debug)]
 pub(super) struct Shard {
-    /// Where it was found; may be a symlink.
+    /// The path it was found at; may be a symlink.
     pub(super) path: PathBuf,
     /// Its length in bytes.
     pub(super) length: u64,
@@ -70,7 +70,7 @@ impl Shard {
     }
 
     /// Shows `look` the bytes at `range`, a chunk after the other, each with its place from the start of
-    /// the range. They are read, not mapped: what is looked at once is not worth the pages.
+    /// the range. They are read, not mapped, because bytes looked at once are not worth the pages.
     pub(super) fn each_chunk(
         &self,
         range: &Range<u64>,
@@ -97,7 +97,7 @@ impl Shard {
         })
     }
 
-    /// Where there is no reading at a place, the map serves.
+    /// Fills `buffer` from the map, where the system cannot read at a place.
     #[cfg(not(unix))]
     fn read_at(&self, start: u64, buffer: &mut [u8]) -> Result<()> {
         buffer.copy_from_slice(self.bytes(&(start..start + buffer.len() as u64))?);
@@ -144,7 +144,7 @@ impl Shard {
         Ok(self.map.get_or_init(|| map))
     }
 
-    /// An error where the file is no longer as long as its header says.
+    /// Refuses a file that is no longer as long as its header says.
     fn require_length(&self) -> Result<()> {
         let found = self.file.metadata().map_err(|e| Error::io("read", &self.path, e))?.len();
         if found != self.length {

@@ -1,6 +1,6 @@
 //! The files of a checkpoint that are not weights: tokenizer, templates, licence, code.
 //!
-//! They are copied as they are. What counts as weights is decided by name, as the Hub does.
+//! They are copied as they are. Weights are told by their names, as the Hub does.
 
 use std::path::PathBuf;
 

@@ -1,8 +1,8 @@
 //! The hidden folder in which a model grows, and the moment it becomes the output.
 //!
-//! A run that fails, is interrupted or killed must not leave what could be taken for a model. So
-//! everything is written into a folder beside the output, under a name that says what it is, and
-//! one rename makes it the output. Dropped before that, the folder goes, and what it needed with it.
+//! A run that fails, is interrupted or killed must not leave a folder that could be taken for a model.
+//! So everything is written into a folder beside the output whose name marks it as partial, and one
+//! rename makes it the output. Dropped before that, the folder and the parents made for it are removed.
 
 use std::fs;
 use std::io;
@@ -58,7 +58,7 @@ impl Staging {
     pub(super) fn publish(self) -> Result<PathBuf> {
         let Self { folder, parents, asked_for, target, overwrite } = self;
         sync_folder(folder.path());
-        // Hours may have passed: what could be replaced then may hold something else now.
+        // Hours may have passed: an output that could be replaced then may hold something else now.
         let failed = |e| Error::io("replace", &target, e);
         may_replace(&target, overwrite)
             .map_err(failed)?
@@ -127,7 +127,7 @@ fn resolve(out: &Path) -> Result<PathBuf, OutputProblem> {
 /// Refuses an output that is the input, lies inside it, or holds any file of it.
 fn keep_apart(target: &Path, input: &[PathBuf]) -> Result<(), OutputProblem> {
     for path in input {
-        // What cannot be resolved cannot be read either, and reading says so better.
+        // An input that cannot be resolved cannot be read either, and reading gives the better error.
         let Ok(real) = path.canonicalize() else { continue };
         if target.starts_with(&real) || real.starts_with(target) {
             return Err(OutputProblem::OverlapsInput { input: path.clone() });

@@ -1,4 +1,4 @@
-//! What a checkpoint says of a tensor: its name, dtype, shape and place, never its values.
+//! The description of a tensor in a checkpoint: its name, dtype, shape and place, never its values.
 
 use std::ops::Range;
 
@@ -16,7 +16,7 @@ pub struct TensorInfo {
     pub shape: Vec<usize>,
     /// The shard that holds it, counted from 0 in the order of the shards' names.
     pub shard: usize,
-    /// Where its data lie in the shard's file, in bytes from the file's start.
+    /// Range of its data in the shard's file, in bytes from the file's start.
     pub range: Range<u64>,
 }
 

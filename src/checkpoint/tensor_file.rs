@@ -1,4 +1,4 @@
-//! One safetensors file that is no checkpoint: token ids, or what a job keeps.
+//! One safetensors file that is no checkpoint: token ids, or tensors that a job keeps.
 
 use std::path::Path;
 

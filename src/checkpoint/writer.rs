@@ -17,14 +17,14 @@ use super::config::Config;
 use super::decode::first_non_finite;
 use super::durable::{self, NewFile, write_whole};
 use super::index;
-use super::layout::{DataOrder, Layout, Place};
+use super::layout::{DataOrder, Layout, Slot};
 use super::names::{CONFIG_FILE, INDEX_FILE, MANIFEST_FILE};
 use super::reader::Checkpoint;
 use super::staging::Staging;
 use super::tensor::{TensorInfo, TensorSpec};
 use crate::error::{Error, Result};
 
-/// How a model is written.
+/// The options of writing a model.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WriteOptions {
     /// The most bytes of tensor data in one shard, unless one tensor alone is larger.
@@ -43,7 +43,7 @@ impl Default for WriteOptions {
     }
 }
 
-/// What was written.
+/// A model that was written: its place and its size.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WrittenModel {
     /// The output folder, as asked for.
@@ -91,7 +91,7 @@ impl ModelWriter {
         Ok(Self { open: None, staging, layout, next: 0, source_root, side_files })
     }
 
-    /// Refuses what [`create`](Self::create) would refuse, and leaves nothing behind.
+    /// Makes every check that [`create`](Self::create) makes, and leaves nothing behind.
     ///
     /// # Errors
     /// As [`create`](Self::create).
@@ -138,7 +138,7 @@ impl ModelWriter {
     /// Copies a tensor of `source` as it is, a MiB at a time.
     ///
     /// # Errors
-    /// As [`write`](Self::write), and those of reading.
+    /// As [`write`](Self::write), and the errors of reading.
     pub fn copy(&mut self, source: &Checkpoint, tensor: &TensorInfo) -> Result<()> {
         self.copy_as(&tensor.name, source, tensor)
     }
@@ -185,13 +185,13 @@ impl ModelWriter {
     /// Completes the model and puts it in its place: `config`, and `manifest` as `bantam.json`.
     ///
     /// # Errors
-    /// Those of [`seal`](Self::seal) and [`SealedModel::publish`].
+    /// The errors of [`seal`](Self::seal) and [`SealedModel::publish`].
     pub fn finish(self, config: &Config, manifest: &Value) -> Result<WrittenModel> {
         self.seal(config, manifest)?.publish()
     }
 
-    /// Completes the model but for `config`, without which it is no model to anybody, and leaves it
-    /// where it can be looked over before it is published.
+    /// Completes the model except for `config`, without which no program takes it for a model, and
+    /// leaves it in the hidden folder to be checked before it is published.
     ///
     /// # Errors
     /// A full disk; a bug if tensors are still to be written.
@@ -231,7 +231,7 @@ impl ModelWriter {
         Ok(Pending { spec, place, written: 0, checked: true })
     }
 
-    /// Adds to the tensor what its data continue with; errors name it `label`.
+    /// Appends `bytes` to the data of the tensor; errors name it `label`.
     fn append(&mut self, pending: &mut Pending, label: &str, bytes: &[u8]) -> Result<()> {
         let Pending { spec, place, written, checked } = pending;
         let after = *written + bytes.len() as u64;
@@ -305,7 +305,7 @@ pub struct SealedModel {
 }
 
 impl SealedModel {
-    /// Opens what was written, as anybody will find it.
+    /// Opens the written model, as readers will find it.
     ///
     /// # Errors
     /// As [`Checkpoint::open`].
@@ -327,7 +327,7 @@ impl SealedModel {
 /// The tensor that is being written.
 struct Pending {
     spec: TensorSpec,
-    place: Place,
+    place: Slot,
     written: u64,
     /// Its values have to be finite.
     checked: bool,

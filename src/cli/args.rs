@@ -1,5 +1,6 @@
 //! Arguments that several verbs share, and what they resolve to.
 
+use std::ops::{Bound, RangeBounds};
 use std::path::PathBuf;
 
 use clap::Args;
@@ -123,16 +124,21 @@ pub(super) fn size(text: &str) -> std::result::Result<u64, String> {
 
 /// A fraction above zero for clap.
 pub(super) fn fraction(text: &str) -> std::result::Result<f64, String> {
-    match text.parse::<f64>() {
-        Ok(value) if value > 0.0 && value <= 1.0 => Ok(value),
-        _ => Err("expected a fraction above 0 and up to 1, such as 0.6".into()),
-    }
+    let above_zero = (Bound::Excluded(0.0), Bound::Included(1.0));
+    number(text, above_zero, "a fraction above 0 and up to 1, such as 0.6")
 }
 
 /// A fraction that may be zero for clap.
 pub(super) fn fraction_or_zero(text: &str) -> std::result::Result<f64, String> {
-    match text.parse::<f64>() {
-        Ok(value) if (0.0..=1.0).contains(&value) => Ok(value),
-        _ => Err("expected a fraction from 0 to 1".into()),
-    }
+    number(text, 0.0..=1.0, "a fraction from 0 to 1")
+}
+
+/// A number in a range for clap.
+pub(super) fn number(
+    text: &str,
+    range: impl RangeBounds<f64>,
+    expected: &str,
+) -> std::result::Result<f64, String> {
+    let parsed = text.parse().ok().filter(|value| range.contains(value));
+    parsed.ok_or_else(|| format!("expected {expected}"))
 }

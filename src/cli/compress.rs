@@ -1,4 +1,4 @@
-//! `bantam compress`: measure, allocate, apply, write, verify.
+//! `bantam compress`: measure, allocate, make, write, verify.
 
 use std::path::PathBuf;
 use std::time::Instant;
@@ -10,7 +10,7 @@ use super::compute::ComputeArgs;
 use super::console::Console;
 use super::job::JobArgs;
 use super::plan::describe;
-use super::report::{exact_size, peak_rss_bytes, peak_text};
+use super::report::{Lines, exact_size, peak_rss_bytes};
 use super::settings::{SettingsArgs, TargetArgs};
 use crate::arch::Model;
 use crate::checkpoint::WriteOptions;
@@ -92,7 +92,9 @@ pub(super) fn run(args: &Args, console: &Console) -> Result<()> {
     let started = Instant::now();
     let model = args.model.open()?;
     let run = match &args.plan {
-        Some(file) => Run::of_plan(&model, Plan::read(file, &model)?)?,
+        Some(file) => {
+            Run::of_plan(&model, Plan::read(file, &model)?).map_err(|e| e.in_file(file))?
+        }
         None => Run::new(&model, args.settings.settings(args.target.as_ref())?)?,
     };
     let run = prepared(run, &args.calibration, &args.compute, true, &model, console)?;
@@ -153,14 +155,12 @@ fn report(outcome: &Outcome, seconds: f64, args: &Args, console: &Console) -> Re
             "peak_rss_bytes": peak,
         }));
     }
-    let mut text = format!(
-        "weights     {} -> {}, {:.1}% kept\n",
-        exact_size(before),
-        exact_size(after),
-        100.0 * after as f64 / before as f64
-    );
+    let mut lines = Lines::default();
+    let kept = 100.0 * after as f64 / before as f64;
+    let sizes = [before, after].map(exact_size).join(" -> ");
+    lines.add("weights", format_args!("{sizes}, {kept:.1}% kept"));
     if let Some(budget) = budget.filter(|_| !settings.fold) {
-        text += &format!("budget      {budget} bytes, {} left\n", budget - after.min(budget));
+        lines.add("budget", format_args!("{budget} bytes, {} left", budget - after.min(budget)));
     }
     let Repairs { clipped_eigenvalues, raised_channels, exact_decompositions } = outcome.repairs;
     let repairs = [
@@ -169,9 +169,8 @@ fn report(outcome: &Outcome, seconds: f64, args: &Args, console: &Console) -> Re
         (exact_decompositions, "levels decomposed exactly, as the quick way did not converge"),
     ];
     for (count, what) in repairs.into_iter().filter(|(count, _)| *count > 0) {
-        text += &format!("repairs     {count} {what}\n");
+        lines.add("repairs", format_args!("{count} {what}"));
     }
-    text += &format!("time        {seconds:.1} s\npeak memory {}\n", peak_text(peak));
-    text += &format!("wrote       {}\n", args.write.output.display());
-    console.data(&text)
+    lines.add_end(seconds, peak, &args.write.output);
+    console.data(&lines.text)
 }

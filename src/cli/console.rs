@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use super::advice::spell;
 use crate::error::{Error, ExitCode, Result};
+use crate::lock::lock;
 use crate::progress::Progress;
 
 /// Set by the signal handler, which can reach nothing but a static.
@@ -76,7 +78,7 @@ impl Console {
         self.end();
         self.talk(&format!("error: {error}"));
         if let Some(hint) = error.hint() {
-            self.talk(&format!("hint: {hint}"));
+            self.talk(&format!("hint: {}", spell(&hint)));
         }
     }
 
@@ -85,9 +87,9 @@ impl Console {
             // Nowhere is left to say that stderr is gone.
             let _ = writeln!(std::io::stderr().lock(), "{text}");
         };
-        match self.bar.lock().ok().as_deref() {
-            Some(Some(bar)) => bar.suspend(line),
-            _ => line(),
+        match &*lock(&self.bar) {
+            Some(bar) => bar.suspend(line),
+            None => line(),
         }
     }
 }
@@ -103,13 +105,11 @@ impl Progress for Console {
             bar.set_style(style);
         }
         bar.set_prefix(task.to_owned());
-        if let Ok(mut current) = self.bar.lock() {
-            *current = Some(bar);
-        }
+        *lock(&self.bar) = Some(bar);
     }
 
     fn advance(&self, steps: u64) {
-        if let Some(Some(bar)) = self.bar.lock().ok().as_deref() {
+        if let Some(bar) = &*lock(&self.bar) {
             bar.inc(steps);
             // Shown once it has taken a while: what is quick shows no bar.
             if bar.is_hidden() && bar.elapsed() > QUICK {
@@ -120,7 +120,8 @@ impl Progress for Console {
     }
 
     fn end(&self) {
-        if let Some(bar) = self.bar.lock().ok().and_then(|mut current| current.take()) {
+        let bar = lock(&self.bar).take();
+        if let Some(bar) = bar {
             bar.finish_and_clear();
         }
     }

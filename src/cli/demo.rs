@@ -13,7 +13,7 @@ use super::table::Table;
 use crate::arch::Model;
 use crate::checkpoint::WriteOptions;
 use crate::error::{Error, Result};
-use crate::eval::{Perplexity, perplexity};
+use crate::eval::perplexity;
 use crate::measure::{Cut, Draw, TextWindows};
 use crate::pipeline::Run;
 use crate::settings::{Rule, Settings};
@@ -91,51 +91,28 @@ pub(super) fn run(args: &Args, console: &Console) -> Result<()> {
     let compress_seconds = compressing.elapsed().as_secs_f64();
     let after = perplexity(&Model::open(&output)?, test.windows(), &compute, console)?;
 
-    let figures = Figures {
-        bytes: [outcome.plan.model.weight_bytes, outcome.plan.weight_bytes],
-        perplexity: [before, after],
-        compress_seconds,
-        seconds: started.elapsed().as_secs_f64(),
-        peak: peak_rss_bytes(),
-    };
-    figures.print(args, console)
-}
-
-/// What the demo measured, before and after.
-struct Figures {
-    bytes: [u64; 2],
-    perplexity: [Perplexity; 2],
-    compress_seconds: f64,
-    seconds: f64,
-    peak: Option<u64>,
-}
-
-impl Figures {
-    fn print(&self, args: &Args, console: &Console) -> Result<()> {
-        let ([bytes_in, bytes_out], [before, after]) = (self.bytes, &self.perplexity);
-        if args.report.json {
-            return console.json(&json!({
-                "weight_bytes_in": bytes_in,
-                "weight_bytes_out": bytes_out,
-                "before": before,
-                "after": after,
-                "compress_seconds": self.compress_seconds,
-                "seconds": self.seconds,
-                "peak_rss_bytes": self.peak,
-                "output": args.output,
-            }));
-        }
-        let mut table = Table::new(["", "weights", "perplexity"]);
-        table.row(["pycode-llama".into(), exact_size(bytes_in), perplexity_text(before)]);
-        table.row([format!("kept {}", args.keep), exact_size(bytes_out), perplexity_text(after)]);
-        console.data(&format!(
-            "{}\ncompress {:.1} s, with both evaluations {:.1} s; peak memory {}\n",
-            table.render(),
-            self.compress_seconds,
-            self.seconds,
-            peak_text(self.peak),
-        ))
+    let (bytes_in, bytes_out) = (outcome.plan.model.weight_bytes, outcome.plan.weight_bytes);
+    let (seconds, peak) = (started.elapsed().as_secs_f64(), peak_rss_bytes());
+    if args.report.json {
+        return console.json(&json!({
+            "weight_bytes_in": bytes_in,
+            "weight_bytes_out": bytes_out,
+            "before": before,
+            "after": after,
+            "compress_seconds": compress_seconds,
+            "seconds": seconds,
+            "peak_rss_bytes": peak,
+            "output": args.output,
+        }));
     }
+    let mut table = Table::new(["", "weights", "perplexity"]);
+    table.row(["pycode-llama".into(), exact_size(bytes_in), perplexity_text(&before)]);
+    table.row([format!("kept {}", args.keep), exact_size(bytes_out), perplexity_text(&after)]);
+    console.data(&format!(
+        "{}\ncompress {compress_seconds:.1} s, with both evaluations {seconds:.1} s; peak memory {}\n",
+        table.render(),
+        peak_text(peak),
+    ))
 }
 
 /// The bundled checkpoint as a folder.

@@ -8,10 +8,10 @@ use serde_json::json;
 use super::args::{ModelArg, PrefixArgs, ReportArgs};
 use super::compute::ComputeArgs;
 use super::console::Console;
-use super::report::{peak_rss_bytes, peak_text, perplexity_text};
+use super::report::{Lines, peak_rss_bytes, peak_text, perplexity_text};
 use crate::arch::Model;
 use crate::error::{Error, Result};
-use crate::eval::perplexity;
+use crate::eval::{Perplexity, perplexity};
 use crate::measure::{Cut, Draw, Measured, TextWindows, Windows};
 
 /// Measure perplexity.
@@ -71,33 +71,27 @@ pub(super) fn run(args: &Args, console: &Console) -> Result<()> {
         value["peak_rss_bytes"] = json!(peak);
         return console.json(&value);
     }
-    console.data(&format!(
-        "perplexity  {}\nnll         {:.5} nats per token\ntokens      {} scored in {} windows of {} ({})\n\
-         time        {seconds:.1} s, {:.0} tokens per second\npeak memory {}\n",
-        perplexity_text(&found),
-        found.nll,
-        found.tokens,
-        found.windows,
-        found.window,
-        found.protocol,
-        found.tokens as f64 / seconds,
-        peak_text(peak),
-    ))
+    let Perplexity { nll, tokens, windows, window, protocol, .. } = found;
+    let mut lines = Lines::default();
+    lines.add("perplexity", perplexity_text(&found));
+    lines.add("nll", format_args!("{nll:.5} nats per token"));
+    let text = format_args!("{windows} windows of {window} ({protocol})");
+    lines.add("tokens", format_args!("{tokens} scored in {text}"));
+    let speed = tokens as f64 / seconds;
+    lines.add("time", format_args!("{seconds:.1} s, {speed:.0} tokens per second"));
+    lines.add("peak memory", peak_text(peak));
+    console.data(&lines.text)
 }
 
 /// The token windows, and the hash of the text they come from.
 fn windows(args: &Args, model: &Model) -> Result<(Windows, Option<String>)> {
     if let Some(file) = &args.ids {
         let windows = Windows::from_ids_file(file, model.spec().vocab)?;
-        let limit = model.spec().max_positions;
-        if windows.length() > limit {
-            return Err(Error::usage(
-                format!(
-                    "windows of {} tokens exceed the model's {limit} positions",
-                    windows.length()
-                ),
-                "make shorter windows",
-            ));
+        let (length, limit) = (windows.length(), model.spec().max_positions);
+        if length > limit {
+            let message =
+                format!("windows of {length} tokens exceed the model's {limit} positions");
+            return Err(Error::usage(message, "make shorter windows"));
         }
         return Ok((windows, None));
     }

@@ -7,7 +7,7 @@ use serde_json::json;
 use super::args::{ModelArg, ReportArgs, size};
 use super::compress::OutputArgs;
 use super::console::Console;
-use super::report::{exact_size, peak_rss_bytes, peak_text};
+use super::report::{Lines, exact_size, peak_rss_bytes};
 use crate::error::Result;
 use crate::pipeline::cut;
 
@@ -61,22 +61,19 @@ pub(super) fn run(args: &Args, console: &Console) -> Result<()> {
             "peak_rss_bytes": peak,
         }));
     }
-    let mut text = format!(
-        "stack       {} -> {}\nblocks      {} of {}, {mean_levels:.2} levels on average\n",
-        exact_size(found.bytes_in),
-        exact_size(found.prefix_bytes),
-        found.levels,
-        found.levels_in,
-    );
-    text +=
-        &format!("budget      {} bytes, {} left\n", args.budget, args.budget - found.prefix_bytes);
+    let (blocks, all) = (found.levels, found.levels_in);
+    let left = args.budget - found.prefix_bytes;
+    let mut lines = Lines::default();
+    lines.add("stack", [found.bytes_in, found.prefix_bytes].map(exact_size).join(" -> "));
+    let on_average = format_args!("{mean_levels:.2} levels on average");
+    lines.add("blocks", format_args!("{blocks} of {all}, {on_average}"));
+    lines.add("budget", format_args!("{} bytes, {left} left", args.budget));
     if args.fold {
-        text += &format!("folded      {}\n", exact_size(found.written.weight_bytes));
+        lines.add("folded", exact_size(found.written.weight_bytes));
     }
     if let Some(loss) = found.expected_loss {
-        text += &format!("expected    {loss:.5}\n");
+        lines.add("expected", format_args!("{loss:.5}"));
     }
-    text += &format!("time        {seconds:.1} s\npeak memory {}\n", peak_text(peak));
-    text += &format!("wrote       {}\n", args.write.output.display());
-    console.data(&text)
+    lines.add_end(seconds, peak, &args.write.output);
+    console.data(&lines.text)
 }

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::args::{ModelArg, PrefixArgs};
+use super::args::{ModelArg, PrefixArgs, fraction, number};
 use super::compute::ComputeArgs;
 use super::console::Console;
 use crate::error::{Error, Result};
@@ -38,7 +38,7 @@ pub(super) struct Args {
     temperature: f64,
 
     /// Choose among the likeliest tokens that hold this much probability together.
-    #[arg(long, value_name = "P", default_value_t = 1.0, value_parser = probability)]
+    #[arg(long, value_name = "P", default_value_t = 1.0, value_parser = fraction)]
     top_p: f64,
 
     /// The same seed gives the same text.
@@ -53,16 +53,10 @@ pub(super) fn run(args: &Args, console: &Console) -> Result<()> {
     let model = args.prefix.open(&args.model)?;
     let tokenizer = Tokenizer::open(&model)?;
     let ids = tokenizer.encode(&args.prompt, true)?;
-    let room = model.spec().max_positions.saturating_sub(ids.len());
-    if room == 0 {
-        return Err(Error::usage(
-            format!(
-                "the prompt has {} tokens, the model takes {}",
-                ids.len(),
-                model.spec().max_positions
-            ),
-            "give a shorter prompt",
-        ));
+    let (given, most) = (ids.len(), model.spec().max_positions);
+    if given >= most {
+        let message = format!("the prompt has {given} tokens, the model takes {most}");
+        return Err(Error::usage(message, "give a shorter prompt"));
     }
     let mut session = Session::new(&model, &args.compute.device(console)?)?;
     let mut sampler = Sampler::new(args.temperature, args.top_p, args.seed);
@@ -72,7 +66,7 @@ pub(super) fn run(args: &Args, console: &Console) -> Result<()> {
     console.data(&args.prompt)?;
     let mut made = Vec::new();
     let mut shown = String::new();
-    let limit = args.max_tokens.min(room);
+    let limit = args.max_tokens.min(most - given);
     for _ in 0..limit {
         console.check()?;
         let id = sampler.next(&logits)?;
@@ -103,15 +97,5 @@ pub(super) fn run(args: &Args, console: &Console) -> Result<()> {
 }
 
 fn temperature(text: &str) -> std::result::Result<f64, String> {
-    match text.parse::<f64>() {
-        Ok(value) if (0.0..=100.0).contains(&value) => Ok(value),
-        _ => Err("expected a number from 0 to 100".into()),
-    }
-}
-
-fn probability(text: &str) -> std::result::Result<f64, String> {
-    match text.parse::<f64>() {
-        Ok(value) if value > 0.0 && value <= 1.0 => Ok(value),
-        _ => Err("expected a probability above 0 and up to 1".into()),
-    }
+    number(text, 0.0..=100.0, "a number from 0 to 100")
 }

@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::args::{ModelArg, PrefixArgs, ReportArgs};
 use super::console::Console;
-use super::report::exact_size;
+use super::report::{Lines, exact_size};
 use super::system;
 use super::table::Table;
 use crate::arch::{MlpSpec, Model, Role, Storage};
@@ -157,35 +157,29 @@ fn as_json(model: &Model, roles: &BTreeMap<Role, RoleTotals>, other: u64) -> ser
 }
 
 fn as_text(model: &Model, roles: &BTreeMap<Role, RoleTotals>, other: u64) -> String {
-    let (spec, a) = (model.spec(), &model.spec().attention);
-    let total = model.weight_bytes();
-    let dtypes: Vec<String> =
-        by_dtype(model).iter().map(|(d, bytes)| format!("{d} {}", format_size(*bytes))).collect();
+    let (spec, a, total) = (model.spec(), &model.spec().attention, model.weight_bytes());
+    let by_dtype = by_dtype(model).into_iter();
+    let dtypes: Vec<_> = by_dtype.map(|(d, bytes)| format!("{d} {}", format_size(bytes))).collect();
     let experts = experts(model)
         .map_or(String::new(), |(count, k)| format!(", {count} experts, {k} per token"));
-    let mut text = format!(
-        "{} · {} layers of {}{experts}\nattention   {} heads of {}, {} for keys and values\n\
-         vocabulary  {}{}, {} positions\nweights     {}, {} parameters, {} tensors in {} file(s)\ndtypes      {}\n\n",
-        spec.family.model_type,
-        spec.layers.len(),
-        spec.hidden,
-        a.heads,
-        a.head_dim,
-        a.kv_heads,
-        spec.vocab,
-        if spec.tied { " (tied)" } else { "" },
-        spec.max_positions,
-        exact_size(total),
-        parameters(model, roles),
-        model.checkpoint().tensors().len(),
-        model.checkpoint().files().len(),
-        dtypes.join(", "),
-    );
+    let (family, layers) = (spec.family.model_type, spec.layers.len());
+    let title = format!("{family} · {layers} layers of {}{experts}\n", spec.hidden);
+    let mut lines = Lines::below(title, 12);
+    let heads =
+        format_args!("{} heads of {}, {} for keys and values", a.heads, a.head_dim, a.kv_heads);
+    lines.add("attention", heads);
+    let tied = if spec.tied { " (tied)" } else { "" };
+    lines.add("vocabulary", format_args!("{}{tied}, {} positions", spec.vocab, spec.max_positions));
+    let (tensors, files) = (model.checkpoint().tensors().len(), model.checkpoint().files().len());
+    let parts = format_args!("{tensors} tensors in {files} file(s)");
+    let parameters = parameters(model, roles);
+    lines.add("weights", format_args!("{}, {parameters} parameters, {parts}", exact_size(total)));
+    lines.add("dtypes", dtypes.join(", ") + "\n");
     if let Some((levels, smallest)) = stack(model) {
-        let file = format_size(model.checkpoint().weight_bytes());
-        let smallest = exact_size(smallest);
-        text +=
-            &format!("stack       {levels} blocks, {file} on disk; smallest model {smallest}\n\n");
+        let (file, smallest) =
+            (format_size(model.checkpoint().weight_bytes()), exact_size(smallest));
+        let cut = format_args!("{file} on disk; smallest model {smallest}\n");
+        lines.add("stack", format_args!("{levels} blocks, {cut}"));
     }
     let stacked = model.stack().is_some();
     let heads = if stacked { ["levels", "bits per weight"] } else { ["low rank", "kept"] };
@@ -199,23 +193,10 @@ fn as_text(model: &Model, roles: &BTreeMap<Role, RoleTotals>, other: u64) -> Str
         } else {
             (t.low_rank.to_string(), format!("{:.1}%", 100.0 * t.parameters as f64 / dense))
         };
-        table.row([
-            role.to_string(),
-            t.sites.to_string(),
-            form,
-            kept,
-            format_size(t.bytes),
-            share(t.bytes),
-        ]);
+        let sites = t.sites.to_string();
+        table.row([role.to_string(), sites, form, kept, format_size(t.bytes), share(t.bytes)]);
     }
-    table.row([
-        "other".into(),
-        "-".into(),
-        "-".into(),
-        "-".into(),
-        format_size(other),
-        share(other),
-    ]);
-    text.push_str(&table.render());
-    text
+    let rest = [format_size(other), share(other)];
+    table.row(["other", "-", "-", "-"].map(String::from).into_iter().chain(rest));
+    lines.text + &table.render()
 }

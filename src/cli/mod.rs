@@ -3,6 +3,7 @@
 //! stdout is data, stderr is talk. One file per verb; [`run`] parses, dispatches and turns an error
 //! into a message, a hint and an exit code.
 
+mod advice;
 mod args;
 mod completions;
 mod compress;
@@ -22,11 +23,13 @@ mod sweep;
 mod system;
 mod table;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
 use crate::error::{Error, Result};
+use crate::ops;
 use console::Console;
 
 /// Fits a language-model checkpoint into the memory of the device that has to run it.
@@ -65,6 +68,9 @@ enum Verb {
 pub fn run() -> ExitCode {
     let cli = Cli::parse();
     let console = Console::new(cli.quiet, cli.verbose);
+    if let Some(cache) = cache_folder() {
+        ops::cache_kernels_in(cache.join("bantam/kernels"));
+    }
     match console.watch_interrupts().and_then(|()| dispatch(&cli.verb, &console)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -72,6 +78,12 @@ pub fn run() -> ExitCode {
             ExitCode::from(error.exit_code() as u8)
         }
     }
+}
+
+/// The folder of the user's caches.
+fn cache_folder() -> Option<PathBuf> {
+    let folder = |name| std::env::var_os(name).map(PathBuf::from);
+    folder("XDG_CACHE_HOME").or_else(|| Some(folder("HOME")?.join(".cache")))
 }
 
 fn dispatch(verb: &Verb, console: &Console) -> Result<(), Error> {

@@ -8,9 +8,9 @@ use super::compress::prepared;
 use super::compute::ComputeArgs;
 use super::console::Console;
 use super::job::JobArgs;
-use super::report::exact_size;
+use super::report::{Lines, exact_size};
 use super::settings::{SettingsArgs, TargetArgs};
-use super::sweep::{self, Sweep, SweepArgs};
+use super::sweep::{self, SweepArgs};
 use super::table::Table;
 use crate::arch::{Role, Storage};
 use crate::atomic;
@@ -33,7 +33,7 @@ Examples:
   bantam compress ./model --plan plan.json --text calib.txt --job job -o smaller")]
 pub(super) struct Args {
     #[command(flatten)]
-    model: ModelArg,
+    pub(super) model: ModelArg,
 
     #[command(flatten)]
     target: Option<TargetArgs>,
@@ -42,10 +42,10 @@ pub(super) struct Args {
     settings: SettingsArgs,
 
     #[command(flatten)]
-    calibration: CalibrationArgs,
+    pub(super) calibration: CalibrationArgs,
 
     #[command(flatten)]
-    compute: ComputeArgs,
+    pub(super) compute: ComputeArgs,
 
     #[command(flatten)]
     job: JobArgs,
@@ -59,17 +59,15 @@ pub(super) struct Args {
     output: Option<PathBuf>,
 
     #[command(flatten)]
-    sweep: SweepArgs,
+    pub(super) sweep: SweepArgs,
 
     #[command(flatten)]
-    report: ReportArgs,
+    pub(super) report: ReportArgs,
 }
 
 pub(super) fn run(args: &Args, console: &Console) -> Result<()> {
     if let Some(budgets) = args.sweep.sweep {
-        let (arguments, text) = (&args.sweep, &args.calibration);
-        let (model, compute, json) = (&args.model, &args.compute, args.report.json);
-        return sweep::run(&Sweep { model, arguments, text, compute, json }, budgets, console);
+        return sweep::run(args, budgets, console);
     }
     let model = args.model.open()?;
     let run = Run::new(&model, args.settings.settings(args.target.as_ref())?)?;
@@ -117,37 +115,27 @@ pub(super) fn describe(plan: &Plan) -> String {
             roles.iter().map(|role| by_role.get(role).map_or("-".into(), |sites| cell(sites)));
         table.row([layer.to_string()].into_iter().chain(cells));
     }
-    let total = |of: &dyn Fn(&PlannedSite) -> u64| in_blocks.iter().map(|site| of(site)).sum();
-    let (linears_in, linears): (u64, u64) =
-        (total(&|site| site.bytes_in), total(&|site| site.offer.price.bytes));
     let settings = &plan.settings;
     let head = match plan.stack {
         None => "kept parameters (rank) per layer and role",
         Some(_) => "levels x rank, or kept parameters (rank), per layer and role",
     };
-    let size = |bytes| format_size(bytes);
-    let mut text = format!("{head}\n\n{}\n", table.render());
-    text += &format!(
-        "weights      {} -> {}\n",
-        exact_size(plan.model.weight_bytes),
-        exact_size(plan.weight_bytes)
-    );
-    text += &format!(
-        "linears      {} -> {}, other tensors {}\n",
-        size(linears_in),
-        size(linears),
-        size(plan.model.weight_bytes - linears_in)
-    );
+    let (before, after) = (plan.model.weight_bytes, plan.weight_bytes);
+    let mut lines = Lines::below(format!("{head}\n\n{}\n", table.render()), 13);
+    lines.add("weights", [before, after].map(exact_size).join(" -> "));
+    let (linears_in, linears) = bytes(&in_blocks);
+    let [linears_in, linears, other] = [linears_in, linears, before - linears_in].map(format_size);
+    lines.add("linears", format_args!("{linears_in} -> {linears}, other tensors {other}"));
     // A stack has no target: its size is chosen when it is read.
     if settings.rule != Rule::Stack {
-        let keep = plan.weight_bytes as f64 / plan.model.weight_bytes.max(1) as f64;
-        text += &format!("target       --budget {} = --keep {keep:.4}\n", plan.weight_bytes);
+        let keep = after as f64 / before.max(1) as f64;
+        lines.add("target", format_args!("--budget {after} = --keep {keep:.4}"));
     }
     if settings.fold {
-        text += "folded       factors are multiplied out: the output has the input's size\n";
+        lines.add("folded", "factors are multiplied out: the output has the input's size");
     }
     if plan.loss_basis != LossBasis::Assumed {
-        text += &format!("expected     {:.5}\n", plan.expected_loss());
+        lines.add("expected", format_args!("{:.5}", plan.expected_loss()));
     }
     let more = match plan.loss_basis {
         LossBasis::Assumed => {
@@ -156,11 +144,12 @@ pub(super) fn describe(plan: &Plan) -> String {
         LossBasis::Nats => ", second order in measured gradients",
         LossBasis::OutputEnergy | LossBasis::WeightEnergy => "",
     };
-    text += &format!("loss basis   {}{more}\n", plan.loss_basis);
+    lines.add("loss basis", format_args!("{}{more}", plan.loss_basis));
     if let Some(memory) = plan.memory {
-        text += &format!("peak memory  about {} besides mapped files\n", size(memory.peak));
+        let peak = format_size(memory.peak);
+        lines.add("peak memory", format_args!("about {peak} besides mapped files"));
     }
-    text
+    lines.text
 }
 
 /// What one layer's linears of one role are stored as, where there is one; else the bytes they keep.
@@ -175,7 +164,12 @@ fn cell(sites: &[&PlannedSite]) -> String {
             Storage::Stack { rank, levels } => format!("{levels} x {rank}"),
         };
     }
-    let sum = |of: &dyn Fn(&PlannedSite) -> u64| sites.iter().map(|site| of(site)).sum::<u64>();
-    let (before, after) = (sum(&|site| site.bytes_in), sum(&|site| site.offer.price.bytes));
+    let (before, after) = bytes(sites);
     format!("{:.0}%", 100.0 * after as f64 / before.max(1) as f64)
+}
+
+/// Bytes of these linears in the input, and as planned.
+fn bytes(sites: &[&PlannedSite]) -> (u64, u64) {
+    let pairs = sites.iter().map(|site| (site.bytes_in, site.offer.price.bytes));
+    pairs.fold((0, 0), |sums, pair| (sums.0 + pair.0, sums.1 + pair.1))
 }

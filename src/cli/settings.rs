@@ -4,7 +4,7 @@ use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Args, ValueEnum};
 
 use super::args::{fraction, fraction_or_zero, size};
-use crate::error::{Error, Result};
+use crate::error::{Error, Remedy, Result};
 use crate::passes;
 use crate::settings::{LevelOrder, Method, Rule, Settings, StackSettings, Target};
 
@@ -124,12 +124,9 @@ impl SettingsArgs {
     pub(super) fn settings(&self, target: Option<&TargetArgs>) -> Result<Settings> {
         let rule = match target.and_then(TargetArgs::rule) {
             Some(rule) => rule,
-            None if self.method == [Method::BITSTACK] => Rule::Stack,
+            None if self.method.iter().all(makes_stacks) => Rule::Stack,
             None => {
-                return Err(Error::usage(
-                    "no size is named",
-                    "add --budget SIZE, --keep FRACTION, --uniform FRACTION or --plan FILE",
-                ));
+                return Err(Error::usage("no size is named", Remedy::NameSize));
             }
         };
         Ok(Settings {
@@ -151,6 +148,11 @@ impl SettingsArgs {
             },
         })
     }
+}
+
+/// Whether a method needs no size.
+fn makes_stacks(method: &Method) -> bool {
+    passes::ALL.iter().any(|entry| entry.stacks && entry.name == method.as_str())
 }
 
 /// The methods that come with bantam, by name.

@@ -6,9 +6,8 @@ use std::path::PathBuf;
 use serde::Serialize;
 use serde_json::json;
 
-use super::args::{CalibrationArgs, ModelArg};
-use super::compute::ComputeArgs;
 use super::console::Console;
+use super::plan::Args;
 use super::plot::{self, Curve};
 use super::report::perplexity_text;
 use super::table::Table;
@@ -40,15 +39,6 @@ pub(super) struct SweepArgs {
     plot: Option<PathBuf>,
 }
 
-/// What else the verb was told.
-pub(super) struct Sweep<'a> {
-    pub(super) model: &'a ModelArg,
-    pub(super) arguments: &'a SweepArgs,
-    pub(super) text: &'a CalibrationArgs,
-    pub(super) compute: &'a ComputeArgs,
-    pub(super) json: bool,
-}
-
 /// One budget.
 #[derive(Debug, Serialize)]
 struct Row {
@@ -61,16 +51,16 @@ struct Row {
     measured: Option<Perplexity>,
 }
 
-pub(super) fn run(sweep: &Sweep<'_>, budgets: u32, console: &Console) -> Result<()> {
-    let model = sweep.model.open()?;
+pub(super) fn run(args: &Args, budgets: u32, console: &Console) -> Result<()> {
+    let model = args.model.open()?;
     model.require_stack()?;
     let record = StackRecord::read(&model)?;
     let record = record.as_ref();
     let basis = record.map(|record| record.loss_basis);
-    let plot = sweep.arguments.plot.as_deref();
+    let plot = args.sweep.plot.as_deref();
     if let Some(file) = plot {
         keep_out_of(file, model.checkpoint().root())?;
-        if basis.is_none() && !sweep.text.given() {
+        if basis.is_none() && !args.calibration.given() {
             return Err(Error::usage(
                 format!("`{}` has no expected losses to plot", model.checkpoint().root().display()),
                 "add --text FILE to measure perplexities",
@@ -78,12 +68,12 @@ pub(super) fn run(sweep: &Sweep<'_>, budgets: u32, console: &Console) -> Result<
         }
     }
     let mut rows = rows(&model, record, budgets)?;
-    let text = sweep.text.windows(&model)?;
+    let text = args.calibration.windows(&model)?;
     if let Some(text) = &text {
         let length = text.windows().length();
         for row in &mut rows {
-            let model = sweep.model.open()?.prefix(row.budget)?;
-            let compute = sweep.compute.on(&model, length, &Measured::default(), console)?;
+            let model = args.model.open()?.prefix(row.budget)?;
+            let compute = args.compute.on(&model, length, &Measured::default(), console)?;
             let found = perplexity(&model, text.windows(), &compute, console)?;
             console.detail(&format!("{}: {}", row.budget, perplexity_text(&found)));
             row.measured = Some(found);
@@ -93,7 +83,7 @@ pub(super) fn run(sweep: &Sweep<'_>, budgets: u32, console: &Console) -> Result<
         atomic::write(file, draw(&rows, basis)?.as_bytes(), false)?;
         console.note(&format!("wrote `{}`", file.display()));
     }
-    if sweep.json {
+    if args.report.json {
         return console.json(&json!({
             "loss_basis": basis,
             "text_sha256": text.as_ref().map(|text| &text.record().text_sha256),

@@ -1,8 +1,9 @@
 //! `bantam inspect --system`: what this machine has to compute with.
 
 use super::console::Console;
+use super::report::Lines;
 use crate::error::{Error, Result};
-use crate::ops::{CudaSystem, cuda_system};
+use crate::ops::{CudaSystem, Gpu, cuda_system};
 use crate::settings::format_size;
 
 pub(super) fn run(json: bool, console: &Console) -> Result<()> {
@@ -17,28 +18,25 @@ pub(super) fn run(json: bool, console: &Console) -> Result<()> {
 }
 
 fn as_text(system: &CudaSystem, threads: usize) -> String {
-    let mut text = format!("CPU         {threads} threads\n");
+    let mut lines = Lines::default();
+    lines.add("CPU", format_args!("{threads} threads"));
     if !system.built_in {
-        return text + "CUDA        not in this build (cargo build --features cuda)\n";
+        lines.add("CUDA", "not in this build (cargo build --features cuda)");
+        return lines.text;
     }
-    let driver = system.driver.as_deref().unwrap_or("none");
-    text += &format!("CUDA driver {driver}\n");
+    lines.add("CUDA driver", system.driver.as_deref().unwrap_or("none"));
     for library in &system.libraries {
         let found = library.path.as_ref().map(|path| path.display().to_string());
         let found = found.as_deref().unwrap_or("not found");
-        text += &format!("            {:<18} {found}\n", library.file);
+        lines.add("", format_args!("{:<18} {found}", library.file));
     }
-    for gpu in &system.devices {
-        text += &format!(
-            "GPU         {}, compute capability {}, {} of memory, {} free\n",
-            gpu.name,
-            gpu.compute_capability,
-            format_size(gpu.memory),
-            format_size(gpu.free)
-        );
+    for Gpu { name, compute_capability, memory, free } in &system.devices {
+        let [memory, free] = [*memory, *free].map(format_size);
+        let capability = format_args!("compute capability {compute_capability}");
+        lines.add("GPU", format_args!("{name}, {capability}, {memory} of memory, {free} free"));
     }
     if let Some(problem) = &system.problem {
-        text += &format!("GPU         none: {problem}\n");
+        lines.add("GPU", format_args!("none: {problem}"));
     }
-    text
+    lines.text
 }

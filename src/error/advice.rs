@@ -3,7 +3,7 @@
 use std::io;
 use std::path::Path;
 
-use super::{Error, ExitCode, IndexProblem, NO_WEIGHTS, OutputProblem};
+use super::{Error, ExitCode, IndexProblem, NO_WEIGHTS, OutputProblem, Remedy};
 
 impl Error {
     /// The exit code this error ends the program with.
@@ -40,7 +40,7 @@ impl Error {
     }
 
     /// One line of advice, where there is any.
-    pub fn hint(&self) -> Option<String> {
+    pub fn hint(&self) -> Option<Remedy> {
         Some(match self {
             Self::Usage { hint, .. }
             | Self::InvalidFile { hint, .. }
@@ -48,17 +48,17 @@ impl Error {
             Self::Missing { .. } | Self::NotAFolder { .. } => {
                 "give the folder that holds config.json and the .safetensors files".into()
             }
-            Self::NoWeights { found, .. } => no_weights_hint(found),
+            Self::NoWeights { found, .. } => no_weights_hint(found).into(),
             Self::LfsPointer { .. } => {
                 "fetch the file itself: run `git lfs pull` in that folder".into()
             }
-            Self::NotInHubCache { model, .. } => not_cached_hint(model),
+            Self::NotInHubCache { model, .. } => not_cached_hint(model).into(),
             Self::Header { .. } | Self::NonFiniteTensor { .. } => {
                 "the file may be damaged or cut short; download it again and compare checksums"
                     .into()
             }
             Self::Index { problem: IndexProblem::ShardMissing { shard }, .. } => {
-                format!("download `{shard}` from where the other shards come from")
+                format!("download `{shard}` from where the other shards come from").into()
             }
             Self::Index { .. } => {
                 "the index and the shards may come from different downloads; download them again"
@@ -68,7 +68,15 @@ impl Error {
             Self::NotComputable { .. } => {
                 "bantam compresses unquantised weights; give the model in F32, F16 or BF16".into()
             }
-            Self::Output { problem, .. } => output_hint(problem)?,
+            Self::Output { problem, .. } => match problem {
+                OutputProblem::NotEmpty => Remedy::OtherFolderOrReplace,
+                OutputProblem::NotAFolder | OutputProblem::NotAModel | OutputProblem::NoName => {
+                    Remedy::OtherFolder
+                }
+                OutputProblem::MountPoint => Remedy::FolderInside,
+                OutputProblem::OverlapsInput { .. } => Remedy::FolderOutsideInput,
+                OutputProblem::NotWritable { .. } => return None,
+            },
             Self::UnsupportedFamily { .. } => "`model_type` in config.json names the family".into(),
             Self::TensorMismatch { .. } => {
                 "config.json and the weights may come from different models".into()
@@ -79,19 +87,12 @@ impl Error {
             Self::NotPositiveDefinite { .. } => {
                 "a moment of fewer tokens than it has dimensions is singular; use more text".into()
             }
-            Self::BudgetTooSmall { smallest, .. } => format!("use `--budget {smallest}` or more"),
-            Self::NoGpu { .. } => {
-                "`bantam inspect --system` shows what was found; `--compute cpu` needs no GPU"
-                    .into()
-            }
-            Self::DeviceMemory { .. } => {
-                "use a smaller --window, a larger --device-memory or `--compute cpu`".into()
-            }
-            Self::OutOfDeviceMemory(_) => {
-                "others may be using the GPU: name with --device-memory what bantam may take".into()
-            }
+            Self::BudgetTooSmall { smallest, .. } => Remedy::LargerBudget(*smallest),
+            Self::NoGpu { .. } => Remedy::InspectSystem,
+            Self::DeviceMemory { .. } => Remedy::LessDeviceMemory,
+            Self::OutOfDeviceMemory(_) => Remedy::LimitDeviceMemory,
             Self::Io { source, .. } if io_exit_code(source) == ExitCode::DoesNotFit => {
-                "free some space, or write to another disk with -o".into()
+                Remedy::FreeSpace
             }
             Self::Tensor(_) | Self::Bug(_) | Self::Verification { .. } => {
                 "this is a bug in bantam; please report it with the command line".into()
@@ -137,20 +138,6 @@ fn not_cached_hint(model: &str) -> String {
     }
 }
 
-fn output_hint(problem: &OutputProblem) -> Option<String> {
-    match problem {
-        OutputProblem::NotEmpty => Some("choose another folder, or pass --overwrite".into()),
-        OutputProblem::NotAFolder | OutputProblem::NotAModel | OutputProblem::NoName => {
-            Some("choose another folder with -o".into())
-        }
-        OutputProblem::MountPoint => Some("choose a folder inside it with -o".into()),
-        OutputProblem::OverlapsInput { .. } => {
-            Some("bantam never writes into its input; choose a folder outside it with -o".into())
-        }
-        OutputProblem::NotWritable { .. } => None,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::path::PathBuf;
@@ -175,8 +162,10 @@ mod tests {
     fn hints_say_what_to_do() {
         let folder = PathBuf::from("m");
         let bin = Error::NoWeights { folder, found: "pytorch_model.bin".into() };
-        assert!(bin.hint().is_some_and(|h| h.contains("convert it to safetensors")));
+        assert!(bin.hint().is_some_and(|h| h.to_string().contains("convert it to safetensors")));
         let hub = Error::NotInHubCache { model: "a/b@v1".into(), looked_for: "/c".into() };
-        assert!(hub.hint().is_some_and(|h| h.contains("hf download a/b --revision v1")));
+        assert!(
+            hub.hint().is_some_and(|h| h.to_string().contains("hf download a/b --revision v1"))
+        );
     }
 }

@@ -2,12 +2,24 @@
 //!
 //! Every error names the file or tensor it is about, states what was expected and what was found,
 //! maps to one exit code, and may carry one hint. What can be wrong with one header, index, config or
-//! output folder has an enum of its own.
+//! output folder has an enum of its own, and what to do about it too ([`Remedy`]).
+//!
+//! ```
+//! use bantam::arch::Model;
+//! use bantam::error::ExitCode;
+//!
+//! let error = Model::open("nowhere".as_ref()).unwrap_err();
+//! assert_eq!(error.exit_code(), ExitCode::InvalidInput);
+//! assert_eq!(error.to_string(), "`nowhere` does not exist; expected a model folder");
+//! assert!(error.hint().is_some());
+//! ```
 
 mod advice;
 mod problem;
+mod remedy;
 
 pub use problem::{ConfigProblem, HeaderProblem, IndexProblem, OutputProblem};
+pub use remedy::Remedy;
 
 use std::path::{Path, PathBuf};
 
@@ -20,7 +32,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum ExitCode {
-    /// The command line asks for something that makes no sense.
+    /// What is asked for makes no sense.
     Usage = 2,
     /// The input is missing, malformed or corrupt.
     InvalidInput = 3,
@@ -172,7 +184,7 @@ pub enum Error {
         /// The feature, with the value that asks for it.
         what: String,
         /// What to do instead.
-        hint: Option<String>,
+        hint: Option<Remedy>,
     },
 
     /// A tensor's shape or dtype contradicts `config.json` or the plan.
@@ -202,7 +214,7 @@ pub enum Error {
     NoConvergence {
         /// The decomposition.
         what: &'static str,
-        /// The unit or matrix.
+        /// The linear or matrix.
         subject: String,
     },
 
@@ -222,17 +234,17 @@ pub enum Error {
     BudgetTooSmall {
         /// Bytes asked for.
         budget: u64,
-        /// Bytes of the smallest choice of every unit, and all that is not compressed.
+        /// Bytes of the smallest choice of every linear, and all that is not compressed.
         smallest: u64,
     },
 
-    /// The command line asks for something that makes no sense together.
+    /// What is asked for makes no sense together.
     #[error("{message}")]
     Usage {
         /// What is wrong.
         message: String,
-        /// What to type instead.
-        hint: Option<String>,
+        /// What to ask for instead.
+        hint: Option<Remedy>,
     },
 
     /// A text, token or plan file cannot be used.
@@ -243,7 +255,7 @@ pub enum Error {
         /// What is wrong with it.
         problem: String,
         /// What to do about it.
-        hint: Option<String>,
+        hint: Option<Remedy>,
     },
 
     /// The operating system refused a file operation.
@@ -306,8 +318,19 @@ pub(crate) const NO_WEIGHTS: &str = "no weights";
 
 impl Error {
     /// A [`Error::Usage`] with a hint.
-    pub fn usage(message: impl Into<String>, hint: impl Into<String>) -> Self {
+    pub fn usage(message: impl Into<String>, hint: impl Into<Remedy>) -> Self {
         Self::Usage { message: message.into(), hint: Some(hint.into()) }
+    }
+
+    /// The same where not a user but `file` asks for what makes no sense.
+    #[must_use]
+    pub fn in_file(self, file: &Path) -> Self {
+        match self {
+            Self::Usage { message: problem, hint } => {
+                Self::InvalidFile { file: file.to_owned(), problem, hint }
+            }
+            other => other,
+        }
     }
 
     /// A [`Error::Io`] for `path`.

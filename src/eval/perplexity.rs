@@ -36,8 +36,8 @@ pub struct Perplexity {
     pub protocol: &'static str,
 }
 
-/// Measures a model on `windows`, one block in memory at a time: one that is open, or one that is planned
-/// ([`Preview`](crate::pipeline::Preview)).
+/// Measures a model that is open, or one that is planned ([`Preview`](crate::pipeline::Preview)), on
+/// `windows`, one block in memory at a time.
 ///
 /// # Errors
 /// Tensors that cannot be read; [`Error::NonFinite`] where the model's logits are not finite;

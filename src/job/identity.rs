@@ -11,7 +11,7 @@ use crate::arch::Model;
 use crate::atomic;
 use crate::checkpoint::TensorInfo;
 use crate::digest::Digest;
-use crate::error::{Error, Result};
+use crate::error::{Error, Remedy, Result};
 use crate::measure::Calibration;
 use crate::progress::Progress;
 use crate::settings::Measuring;
@@ -74,11 +74,11 @@ impl Identity {
         if self.on_gpu == stored.on_gpu {
             return Ok(());
         }
-        let (found, wanted) = if stored.on_gpu { ("a GPU", "cuda") } else { ("the CPU", "cpu") };
+        let found = if stored.on_gpu { "a GPU" } else { "the CPU" };
         Err(Error::InvalidFile {
             file: file.to_owned(),
             problem: format!("the run that was stopped computed on {found}"),
-            hint: Some(format!("go on with `--compute {wanted}`, or name another --job folder")),
+            hint: Some(Remedy::ComputeOn { gpu: stored.on_gpu }),
         })
     }
 
@@ -104,7 +104,7 @@ impl Identity {
             Some(problem) => Err(Error::InvalidFile {
                 file: file.to_owned(),
                 problem,
-                hint: Some("name another --job folder, or delete this one".into()),
+                hint: Some(Remedy::OtherJob),
             }),
         }
     }
@@ -145,7 +145,7 @@ impl Identity {
         }
         if self.options.paper != stored.options.paper {
             let with = if stored.options.paper { "with" } else { "without" };
-            return Some(format!("it was analysed {with} --paper"));
+            return Some(format!("it was analysed {with} `paper`"));
         }
         None
     }

@@ -11,6 +11,21 @@
 //! one linear's, however many layers there are. A job that the user names stays, and serves another
 //! budget, or the rest of a run that was stopped; one that nobody named goes with the run. A linear is
 //! finished when its line is in the journal, and its file was on disk before that.
+//!
+//! ```
+//! use bantam::job::Job;
+//! use bantam::passes::{Analysis, Pass, Welore};
+//! use bantam::settings::{Rule, Settings};
+//! use candle_core::{Device, Tensor};
+//!
+//! let pass = Welore::new(&Settings::new(Rule::keep(0.5)));
+//! let mut job = Job::temporary(&std::env::temp_dir())?;
+//! let analysis = Analysis::default().with("losses", Tensor::new(&[1.0_f64, 0.0], &Device::Cpu)?);
+//! job.store("model.layers.0.mlp.up_proj", &pass, &analysis)?;
+//! let kept = job.get("model.layers.0.mlp.up_proj", &pass.method(), &Device::Cpu);
+//! assert_eq!(kept.expect("it was stored").numbers("losses")?, [1.0, 0.0]);
+//! # Ok::<(), bantam::Error>(())
+//! ```
 
 mod identity;
 mod journal;
@@ -26,7 +41,7 @@ use candle_core::Device;
 use tempfile::TempDir;
 
 use crate::atomic;
-use crate::error::{Error, Result};
+use crate::error::{Error, Remedy, Result};
 use crate::passes::{Analysis, Pass, Repairs};
 use crate::settings::Method;
 use journal::{Journal, Line};
@@ -84,7 +99,7 @@ impl Job {
             Some((site, method)) if !resume => Err(Error::InvalidFile {
                 file: folder.to_owned(),
                 problem: format!("the run that made it was stopped after {method} of `{site}`"),
-                hint: Some("add --resume to go on with it, or name another --job folder".into()),
+                hint: Some(Remedy::Resume),
             }),
             Some(_) => {
                 if let Some(stored) = &stored {
@@ -137,7 +152,7 @@ impl Job {
         let Some((_, record)) = other else { return Ok(()) };
         Err(Error::usage(
             format!("the job holds {method} made with {}, not with {options}", record.options),
-            "give the same options, or another --job folder",
+            Remedy::OtherJob,
         ))
     }
 
@@ -188,11 +203,13 @@ impl Job {
         atomic::write(&self.folder.join(PLAN_FILE), json.as_bytes(), self.is_kept())
     }
 
-    /// All repairs together.
-    pub fn repairs(&self) -> Repairs {
+    /// The repairs of what `methods` analysed.
+    pub fn repairs(&self, methods: &[Method]) -> Repairs {
         let mut total = Repairs::default();
-        for record in self.finished.values() {
-            total.add(record.repairs);
+        for ((_, method), record) in &self.finished {
+            if methods.contains(method) {
+                total.add(record.repairs);
+            }
         }
         total
     }
@@ -214,7 +231,7 @@ fn refuse_other_folders(folder: &Path) -> Result<()> {
         true => Err(Error::InvalidFile {
             file: folder.to_owned(),
             problem: format!("it is not empty and holds no {IDENTITY_FILE}: not a job folder"),
-            hint: Some("--job takes a new folder, or one that an earlier run made".into()),
+            hint: Some(Remedy::NewJob),
         }),
     }
 }

@@ -9,17 +9,17 @@ use faer::linalg::cholesky::llt::factor::{LltError, cholesky_in_place, cholesky_
 use faer::{Mat, MatRef};
 
 use super::cuda;
-use super::dense::{self, Part};
+use super::dense::{self, Entries};
 use crate::error::{Error, Result};
 
 pub(super) const OP: &str = "Cholesky factorisation";
 
-/// The lower triangular `L [n, n]` f64 of the symmetric `a [n, n]`, of which only the lower
-/// triangle is read. Above its diagonal `L` is zero.
+/// Factors the symmetric `a [n, n]` into its lower triangular `L [n, n]` f64, which is zero above the
+/// diagonal. Only the lower triangle of `a` is read.
 ///
 /// # Errors
 /// [`Error::NonFinite`] for NaN or infinity, [`Error::NotPositiveDefinite`] for a pivot that is not
-/// positive, both naming `subject`; [`Error::Bug`] for what is not a square f32 or f64 matrix.
+/// positive, both naming `subject`; [`Error::Bug`] for anything but a square f32 or f64 matrix.
 pub fn cholesky(a: &Tensor, subject: &str) -> Result<Tensor> {
     let n = dense::order(OP, a, subject)?;
     if n == 0 {
@@ -29,7 +29,7 @@ pub fn cholesky(a: &Tensor, subject: &str) -> Result<Tensor> {
         return cuda::cholesky(a, subject);
     }
     let factor = dense::with_rows(OP, a, subject, |rows| {
-        dense::expect_finite(rows, n, Part::Lower, subject)?;
+        dense::expect_finite(rows, n, Entries::Lower, subject)?;
         let mut factor: Mat<f64> = MatRef::from_row_major_slice(rows, n, n).to_owned();
         let par = dense::par();
         let need = cholesky_in_place_scratch::<f64>(n, par, Default::default());

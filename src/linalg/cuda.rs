@@ -1,9 +1,9 @@
 //! The decompositions on an NVIDIA GPU, by cuSOLVER and cuBLAS, in f64.
 //!
 //! The libraries are column-major: they see a row-major matrix as its transpose. A symmetric one is
-//! its own transpose, only its lower triangle is called the upper one; of any other the transpose
-//! is decomposed where that fits, and what comes back is read the same way. Matrices stay in device
-//! memory; values, signs and status codes pass through the host.
+//! its own transpose, only its lower triangle is called the upper one; of any other matrix the
+//! transpose is decomposed where that fits, and the result is read the same way. Matrices stay in
+//! device memory; values, signs and status codes pass through the host.
 
 mod decompose;
 mod factor;
@@ -16,7 +16,7 @@ use cudarc::driver::CudaSlice;
 use self::matrix::{checked, copy, diagonal, f64s, on_device, power_of_two, signs, tensor};
 use self::solver::Solver;
 use super::cholesky::OP as CHOLESKY;
-use super::dense::{self, Part};
+use super::dense::{self, Entries};
 use super::eigh::OP as EIGH;
 use super::qr::OP as QR;
 use super::svd::OP as SVD;
@@ -48,7 +48,7 @@ pub(super) fn eigvalsh(a: &Tensor, subject: &str) -> Result<Vec<f64>> {
 
 /// The eigenvalues in descending order; the eigenvectors, where they are wanted, one after another.
 fn eigen(a: &Tensor, n: usize, subject: &str, vectors: bool) -> Result<(Vec<f64>, CudaSlice<f64>)> {
-    let a = checked(EIGH, a, Part::Lower, subject)?;
+    let a = checked(EIGH, a, Entries::Lower, subject)?;
     let scale = power_of_two(&a)?;
     // cuSOLVER sorts upwards; for -A that is downwards for A.
     let mut matrix = copy(&a, -1.0 / scale)?;
@@ -93,7 +93,7 @@ fn singular(
     subject: &str,
     vectors: Option<(&mut CudaSlice<f64>, &mut CudaSlice<f64>)>,
 ) -> Result<Vec<f64>> {
-    let a = checked(SVD, a, Part::All, subject)?;
+    let a = checked(SVD, a, Entries::All, subject)?;
     let scale = power_of_two(&a)?;
     let device = on_device(&a)?;
     // The solver takes no matrix with more columns than rows. A wide A is seen as A^T, which is
@@ -110,7 +110,7 @@ fn singular(
 
 pub(super) fn orthonormalise(a: &Tensor, subject: &str) -> Result<Tensor> {
     let (m, r) = dense::dims(QR, a, subject)?;
-    let a = checked(QR, a, Part::All, subject)?;
+    let a = checked(QR, a, Entries::All, subject)?;
     let device = on_device(&a)?;
     let mut factors = copy(&a.t()?, 1.0)?;
     let solver = Solver::of(&device)?;
@@ -124,7 +124,7 @@ pub(super) fn orthonormalise(a: &Tensor, subject: &str) -> Result<Tensor> {
 
 pub(super) fn cholesky(a: &Tensor, subject: &str) -> Result<Tensor> {
     let n = dense::order(CHOLESKY, a, subject)?;
-    let a = checked(CHOLESKY, a, Part::Lower, subject)?;
+    let a = checked(CHOLESKY, a, Entries::Lower, subject)?;
     let device = on_device(&a)?;
     let mut factor = copy(&a, 1.0)?;
     match Solver::of(&device)?.potrf(&mut factor, n)? {
@@ -153,7 +153,7 @@ pub(super) fn solve_triangular(
     let device = on_device(&t)?;
     let (on_diagonal, t) = diagonal(copy(&t, 1.0)?, n, n, &device)?;
     expect_regular(on_diagonal, subject)?;
-    let mut x = copy(&checked(SOLVE, b, Part::All, subject)?, 1.0)?;
+    let mut x = copy(&checked(SOLVE, b, Entries::All, subject)?, 1.0)?;
     factor::trsm(&device, &t, &mut x, (n, k), triangle, transposed)?;
     Ok(tensor(x, (n, k), &device))
 }

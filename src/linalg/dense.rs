@@ -1,5 +1,5 @@
-//! The bridge between candle's row-major tensors and faer's matrices, and what all decompositions
-//! share: finite input, scratch memory, degree of parallelism, signs.
+//! The bridge between candle's row-major tensors and faer's matrices, and the code that all
+//! decompositions share: finite input, scratch memory, degree of parallelism, signs.
 
 use std::ops::Range;
 
@@ -36,7 +36,7 @@ pub(super) fn order(op: &'static str, a: &Tensor, subject: &str) -> Result<usize
     }
 }
 
-/// `a` as f64, contiguous, on its device: `a` itself where that is what it is.
+/// Returns `a` as contiguous f64 on its device: `a` itself if it is contiguous f64 already.
 pub(super) fn as_f64(op: &'static str, a: &Tensor, subject: &str) -> Result<Tensor> {
     match a.dtype() {
         DType::F32 | DType::F64 => Ok(a.to_dtype(DType::F64)?.contiguous()?),
@@ -65,13 +65,13 @@ pub(super) fn with_rows<R>(
 
 /// The entries of a matrix that a computation reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Part {
+pub(super) enum Entries {
     All,
     Lower,
     Upper,
 }
 
-impl Part {
+impl Entries {
     /// The columns of row `i` that belong to it.
     pub(super) fn columns(self, i: usize, columns: usize) -> Range<usize> {
         match self {
@@ -83,7 +83,7 @@ impl Part {
 }
 
 /// Refuses a matrix whose `part` holds NaN or infinity, naming the first.
-pub(super) fn expect_finite(a: &[f64], columns: usize, part: Part, subject: &str) -> Result<()> {
+pub(super) fn expect_finite(a: &[f64], columns: usize, part: Entries, subject: &str) -> Result<()> {
     if columns == 0 {
         return Ok(());
     }

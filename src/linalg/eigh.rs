@@ -11,7 +11,7 @@ use faer::linalg::evd::{ComputeEigenvectors, self_adjoint_evd, self_adjoint_evd_
 use faer::{Mat, MatMut, MatRef};
 
 use super::cuda;
-use super::dense::{self, Part};
+use super::dense::{self, Entries};
 use crate::error::{Error, Result};
 
 pub(super) const OP: &str = "eigendecomposition";
@@ -30,7 +30,7 @@ pub struct Eigh {
 ///
 /// # Errors
 /// [`Error::NonFinite`] for NaN or infinity, [`Error::NoConvergence`] if the iteration fails, both
-/// naming `subject`; [`Error::Bug`] for what is not a square f32 or f64 matrix.
+/// naming `subject`; [`Error::Bug`] for anything but a square f32 or f64 matrix.
 pub fn eigh(a: &Tensor, subject: &str) -> Result<Eigh> {
     let n = dense::order(OP, a, subject)?;
     if a.device().is_cuda() {
@@ -67,7 +67,7 @@ fn decompose(
         return Ok(Vec::new());
     }
     dense::with_rows(OP, a, subject, |rows| {
-        dense::expect_finite(rows, n, Part::Lower, subject)?;
+        dense::expect_finite(rows, n, Entries::Lower, subject)?;
         let want = match vectors {
             Some(_) => ComputeEigenvectors::Yes,
             None => ComputeEigenvectors::No,

@@ -12,10 +12,20 @@
 //!
 //! Every function takes the `subject` its errors name. Matrices come out f64 on the device of the
 //! argument, values in host memory. f32 is computed in f64 on both devices, so that they agree to
-//! rounding in f64. What is not finite is refused before any work. Signs are fixed, and on the CPU
-//! work is cut into `dense::DEGREE` pieces whatever the number of threads, so that the same input
-//! gives the same bits. `dense` is the bridge between candle's row-major tensors and faer, `cuda`
-//! that to the libraries on the GPU.
+//! rounding in f64. Entries that are not finite are refused before any work. Signs are fixed, and on
+//! the CPU work is cut into `dense::DEGREE` pieces whatever the number of threads, so that the same
+//! input gives the same bits. `dense` is the bridge between candle's row-major tensors and faer,
+//! `cuda` the bridge to the libraries on the GPU.
+//!
+//! ```
+//! use bantam::linalg::eigh;
+//! use candle_core::{Device, Tensor};
+//!
+//! let a = Tensor::new(&[[2_f64, 1.0], [1.0, 2.0]], &Device::Cpu)?;
+//! let found = eigh(&a, "a")?;
+//! assert!((found.values[0] - 3.0).abs() < 1e-12 && (found.values[1] - 1.0).abs() < 1e-12);
+//! # Ok::<(), bantam::Error>(())
+//! ```
 
 mod cholesky;
 #[cfg(feature = "cuda")]

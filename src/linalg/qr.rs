@@ -13,19 +13,19 @@ use faer::linalg::qr::no_pivoting::factor::{
 use faer::{Conj, Mat, MatRef};
 
 use super::cuda;
-use super::dense::{self, Part};
+use super::dense::{self, Entries};
 use crate::error::{Error, Result};
 
 pub(super) const OP: &str = "orthonormalisation";
 
 /// Replaces the columns of `a [m, r]`, `r <= m`, by an orthonormal basis `[m, r]` f64.
 ///
-/// From the first column on that is a combination of those before it, the basis is completed with
+/// If a column is a combination of the columns before it, the basis is completed from there on with
 /// directions that still span all of `a`, but are no longer nested.
 ///
 /// # Errors
 /// [`Error::NonFinite`] for NaN or infinity, naming `subject`; [`Error::Bug`] for `r > m` and for
-/// what is not an f32 or f64 matrix.
+/// anything but an f32 or f64 matrix.
 pub fn orthonormalise(a: &Tensor, subject: &str) -> Result<Tensor> {
     let (m, r) = dense::dims(OP, a, subject)?;
     if r > m {
@@ -40,7 +40,7 @@ pub fn orthonormalise(a: &Tensor, subject: &str) -> Result<Tensor> {
         return cuda::orthonormalise(a, subject);
     }
     let mut factors = dense::with_rows(OP, a, subject, |rows| {
-        dense::expect_finite(rows, r, Part::All, subject)?;
+        dense::expect_finite(rows, r, Entries::All, subject)?;
         Ok(MatRef::from_row_major_slice(rows, m, r).to_owned())
     })?;
     let par = dense::par();

@@ -12,7 +12,7 @@ use faer::linalg::svd::{self, ComputeSvdVectors, svd_scratch};
 use faer::{Mat, MatMut, MatRef};
 
 use super::cuda;
-use super::dense::{self, Part};
+use super::dense::{self, Entries};
 use crate::error::{Error, Result};
 
 pub(super) const OP: &str = "singular value decomposition";
@@ -33,7 +33,7 @@ pub struct Svd {
 ///
 /// # Errors
 /// [`Error::NonFinite`] for NaN or infinity, [`Error::NoConvergence`] if the iteration fails, both
-/// naming `subject`; [`Error::Bug`] for what is not an f32 or f64 matrix.
+/// naming `subject`; [`Error::Bug`] for anything but an f32 or f64 matrix.
 pub fn svd(a: &Tensor, subject: &str) -> Result<Svd> {
     let (m, n) = dense::dims(OP, a, subject)?;
     let k = m.min(n);
@@ -73,7 +73,7 @@ fn decompose(
         return Ok(Vec::new());
     }
     dense::with_rows(OP, a, subject, |rows| {
-        dense::expect_finite(rows, n, Part::All, subject)?;
+        dense::expect_finite(rows, n, Entries::All, subject)?;
         let want = match vectors {
             Some(_) => ComputeSvdVectors::Thin,
             None => ComputeSvdVectors::No,

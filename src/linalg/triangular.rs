@@ -8,12 +8,12 @@ use faer::linalg::triangular_solve::{
 use faer::{Mat, MatRef};
 
 use super::cuda;
-use super::dense::{self, Part};
+use super::dense::{self, Entries};
 use crate::error::{Error, Result};
 
 pub(super) const OP: &str = "triangular solve";
 
-/// Where a triangular matrix has its entries. The other half is not read.
+/// The half of a triangular matrix that holds its entries. The other half is not read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Triangle {
     /// On and below the diagonal.
@@ -23,10 +23,10 @@ pub enum Triangle {
 }
 
 impl Triangle {
-    pub(super) fn part(self) -> Part {
+    pub(super) fn part(self) -> Entries {
         match self {
-            Self::Lower => Part::Lower,
-            Self::Upper => Part::Upper,
+            Self::Lower => Entries::Lower,
+            Self::Upper => Entries::Upper,
         }
     }
 }
@@ -36,7 +36,7 @@ impl Triangle {
 ///
 /// # Errors
 /// [`Error::NonFinite`] for NaN or infinity, naming `subject`; [`Error::Bug`] for a zero on the
-/// diagonal, for two devices, and for what are not f32 or f64 matrices of these shapes.
+/// diagonal, for operands on two devices, and for anything but f32 or f64 matrices of these shapes.
 pub fn solve_triangular(
     t: &Tensor,
     b: &Tensor,
@@ -63,7 +63,7 @@ pub fn solve_triangular(
         let t = MatRef::from_row_major_slice(t, n, n);
         expect_regular((0..n).map(|i| t[(i, i)]), subject)?;
         dense::with_rows(OP, b, subject, |b| {
-            dense::expect_finite(b, k, Part::All, subject)?;
+            dense::expect_finite(b, k, Entries::All, subject)?;
             let mut x: Mat<f64> = MatRef::from_row_major_slice(b, n, k).to_owned();
             let (x_mut, par) = (x.as_mut(), dense::par());
             match (triangle, transposed) {

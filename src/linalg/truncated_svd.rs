@@ -8,15 +8,15 @@
 //!
 //! Products with A in f32, `2 m n c` flops each, two per step and two more; bases in f64, and the
 //! decomposition of `P^T Z [c, c]` on the CPU. c is the rank and some columns more, which speed
-//! convergence. What a basis captures of A is known after every step, so the last one tells whether
-//! there is more to be gained. Where there is, steps are added, and if they do not help either all
-//! of A is decomposed.
+//! convergence. The energy of A that a basis captures is known after every step, so the gain of the
+//! last step tells whether there is more to come. Where there is, steps are added, and if they do not
+//! help either, all of A is decomposed.
 
 use std::f64::consts::TAU;
 
 use candle_core::{DType, Device, Tensor};
 
-use super::dense::{self, Part};
+use super::dense::{self, Entries};
 use super::{Svd, orthonormalise, svd};
 use crate::error::{Error, Result};
 use crate::ops;
@@ -24,19 +24,20 @@ use crate::random::split_mix;
 
 const OP: &str = "truncated singular value decomposition";
 
-/// What the last step may gain, as a share of what is not captured.
+/// The most energy that the last step may gain, as a share of the energy that is not captured. With a
+/// larger gain the iteration has not settled.
 const SETTLED: f64 = 1e-3;
 
-/// Up to so many times the steps asked for are taken before all of A is decomposed.
+/// The most steps, as a multiple of the steps asked for, before all of A is decomposed.
 const MORE: usize = 4;
 
-/// What rounding of f32 may gain, as a share of all of A.
+/// The most energy that rounding of f32 may gain beside that, as a share of the energy of A.
 const ROUNDING: f64 = 1e-6;
 
-/// Between these, the energy of a matrix leaves room for products in f32.
+/// Energies `|A|_F^2` that leave room for products in f32; with any other, all of A is decomposed.
 const ENERGIES: std::ops::Range<f64> = 1e-40..1e40;
 
-/// How much of a decomposition is wanted, and how hard to look for it.
+/// The part of a decomposition that is wanted, and the effort to spend on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Truncation {
     /// Singular values and pairs of vectors.
@@ -45,7 +46,7 @@ pub struct Truncation {
     pub oversampling: usize,
     /// Times that A and its transpose are applied after the first product, at the least.
     pub power_steps: usize,
-    /// Of the random start.
+    /// Seed of the random start.
     pub seed: u64,
     /// Decompose all of the matrix instead.
     pub exact: bool,
@@ -75,7 +76,8 @@ pub struct Truncated {
     pub vt: Tensor,
     /// All of the matrix was decomposed.
     pub exact: bool,
-    /// It was because the iteration had not settled; not because it, or nearly all, was asked for.
+    /// All of the matrix was decomposed because the iteration had not settled, or was ruled out by the
+    /// energy of the matrix; not because all of it, or nearly all, was asked for.
     pub fell_back: bool,
 }
 
@@ -84,8 +86,8 @@ pub struct Truncated {
 ///
 /// # Errors
 /// [`Error::NonFinite`] for NaN or infinity, [`Error::NoConvergence`] if an iteration fails, both
-/// naming `subject`; [`Error::Bug`] for what is not an f32 matrix, for a rank above its sides and a
-/// sketch that does not belong to it.
+/// naming `subject`; [`Error::Bug`] for anything but an f32 matrix, for a rank above its sides and
+/// for a sketch that does not belong to it.
 pub fn truncated_svd(
     a: &Tensor,
     sketch: Option<&Tensor>,
@@ -122,7 +124,7 @@ pub fn truncated_svd(
         let q = orthonormalise(&y, subject)?;
         let z = transposed.matmul(&q.to_dtype(DType::F32)?)?;
         let p = orthonormalise(&z, subject)?;
-        // What is known of the last steps alone tells whether they were enough.
+        // The gain of the last step alone tells whether the steps were enough.
         if step + 1 >= power_steps {
             let t = p.t()?.contiguous()?.matmul(&z.to_dtype(DType::F64)?)?;
             let small = svd(&t.to_device(&Device::Cpu)?, subject)?;
@@ -161,7 +163,7 @@ pub fn gaussian(n: usize, c: usize, seed: u64, device: &Device) -> Result<Tensor
     Ok(Tensor::from_vec(values, (n, c), device)?)
 }
 
-/// `|a|_F^2`, in f64; what is not finite is refused.
+/// Returns `|a|_F^2` in f64, or refuses an `a` that is not finite.
 fn energy(a: &Tensor, subject: &str) -> Result<f64> {
     let (_, n) = dense::dims(OP, a, subject)?;
     let squares = Tensor::zeros(n, DType::F64, a.device())?;
@@ -170,7 +172,7 @@ fn energy(a: &Tensor, subject: &str) -> Result<f64> {
     if !energy.is_finite() {
         // Squares of f32 do not overflow in f64: an entry is to blame.
         let values: Vec<f64> = a.to_dtype(DType::F64)?.flatten_all()?.to_vec1()?;
-        dense::expect_finite(&values, n, Part::All, subject)?;
+        dense::expect_finite(&values, n, Entries::All, subject)?;
     }
     Ok(energy)
 }

@@ -16,12 +16,12 @@ use crate::lock::lock;
 /// Values that are converted to bytes or back at a time.
 const PIECE: usize = 16 * 1024;
 
-/// Where activations go that the device has no room for.
+/// Room for the activations that do not fit on the device.
 #[derive(Debug, Clone)]
 pub struct Spill {
     /// Bytes of them that stay in memory.
     pub memory: u64,
-    /// Folder on whose disk a file without a name takes the others, where there are any.
+    /// Folder on whose disk an unnamed file takes the other activations, if there are any.
     pub folder: PathBuf,
 }
 
@@ -35,9 +35,9 @@ pub struct Activations {
     device: Device,
     /// Slots of place 0, then of place 1; those in the file stay empty.
     slots: Vec<Mutex<Option<Tensor>>>,
-    /// How many slots, from the first on, are in the file.
+    /// Number of slots in the file: the first ones.
     spilled: usize,
-    /// From which slot on they stay on the device.
+    /// Index of the first slot that stays on the device; all after it do too.
     on_device: usize,
     spill: Option<SpillFile>,
 }
@@ -101,7 +101,7 @@ impl Activations {
         Ok(())
     }
 
-    /// What a slot holds.
+    /// Returns the tensor in a slot, on the device.
     ///
     /// # Errors
     /// [`Error::Io`] naming the file; an empty slot is a bug of the caller.
@@ -118,7 +118,7 @@ impl Activations {
         Ok(x.to_device(&self.device)?)
     }
 
-    /// What a slot holds, for the last time.
+    /// Returns the tensor in a slot, as [`get`](Self::get), and frees its memory.
     ///
     /// # Errors
     /// As [`get`](Self::get).

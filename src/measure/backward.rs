@@ -39,13 +39,16 @@ pub struct Backward<'a> {
     activations: Activations,
     /// Blocks yet to be gone through.
     layers: usize,
-    /// The block that comes next, where it was read ahead.
+    /// The next block, if it was read ahead.
     ahead: Option<Block>,
+    /// The block that an observer saw last, until the next one runs.
+    done: Option<Block>,
     loss: f64,
 }
 
 impl<'a> Backward<'a> {
-    /// Runs `windows` forward through the model and its head, keeping what the way back needs.
+    /// Runs `windows` forward through the model and its head, and keeps the input of every block and the
+    /// gradient at the head's input for the way back.
     ///
     /// # Errors
     /// Tensors that cannot be read; [`Error::NonFinite`] where the logits or the loss are not finite;
@@ -74,7 +77,7 @@ impl<'a> Backward<'a> {
         let mut ahead = None;
         for layer in 0..layers {
             let next = Some(layer + 1).filter(|next| *next < layers);
-            ahead = walk.with_block(layer, next, ahead, |block| {
+            (_, ahead) = walk.with_block(layer, next, ahead, |block| {
                 each_chunk(compute, chunks.len(), |chunk| {
                     let x = activations.get(layer, chunk)?;
                     let x = walk.through(block, &x, &mut Unobserved, progress)?;
@@ -100,7 +103,7 @@ impl<'a> Backward<'a> {
             let detail = format!("mean of {scored} losses");
             return Err(Error::NonFinite { what: "the loss".into(), detail });
         }
-        Ok(Self { walk, activations, layers, ahead: None, loss })
+        Ok(Self { walk, activations, layers, ahead: None, done: None, loss })
     }
 
     /// Steps [`Progress`] is told of over the whole of a pass, there and back.
@@ -119,11 +122,11 @@ impl<'a> Backward<'a> {
         self.layers.checked_sub(1)
     }
 
-    /// Goes back through the next block, chunk by chunk in order, for an observer to see it computed
-    /// again and the gradients it asks for. Returns the gradient moments of its sites.
+    /// Goes back through the next block, chunk by chunk in order. The observer sees the block computed
+    /// again, and the gradients it asks for. Returns the gradient moments of the block's sites.
     ///
     /// # Errors
-    /// What the block or the observer refuses; [`Error::NonFinite`] naming the site of a gradient;
+    /// The errors of the block and the observer; [`Error::NonFinite`] naming the site of a gradient;
     /// [`Error::Io`]; [`Error::Interrupted`]. Past the first block it is a bug.
     pub fn retreat(
         &mut self,
@@ -153,16 +156,26 @@ impl<'a> Backward<'a> {
                 lock(&moments).add(chunk, part)
             })
         })?;
+        // Nobody saw it, and nobody will ask for it.
+        self.done = None;
         Ok(moments.into_inner().unwrap_or_else(PoisonError::into_inner).finish())
     }
 
     fn with_next_block(&mut self, work: impl FnOnce(&Self, &Block) -> Result<()>) -> Result<()> {
         let layer = self.next_layer().ok_or_else(|| Error::Bug("no block is left".into()))?;
+        self.done = None;
         let ahead = self.ahead.take();
         let before = layer.checked_sub(1);
-        self.ahead = self.walk.with_block(layer, before, ahead, |block| work(self, block))?;
+        let (done, ahead) =
+            self.walk.with_block(layer, before, ahead, |block| work(self, block))?;
+        (self.done, self.ahead) = (Some(done), ahead);
         self.layers -= 1;
         Ok(())
+    }
+
+    /// Hands out the block that an observer saw last.
+    pub fn take_block(&mut self) -> Option<Block> {
+        self.done.take()
     }
 
     /// The gradients at the output of the next block (past the first, at the embedded tokens), chunk
@@ -216,7 +229,7 @@ fn head_gradient(
     length: usize,
 ) -> Result<(Vec<f64>, Tensor)> {
     let mut losses = Vec::with_capacity(ids.len());
-    // Rows that predict nothing have none.
+    // Rows that predict nothing have a gradient of zero.
     let mut gradient = x.zeros_like()?;
     for Scored { rows, targets } in Scored::groups(ids, length, x.device())? {
         let (loss, part) = head.losses_and_gradient(&x.index_select(&rows, 0)?, &targets)?;

@@ -1,7 +1,8 @@
-//! Where a run over text computes, in what pieces, and how much of it stays there.
+//! The device of a run over text, the size of its chunks, and the bytes that stay on the device.
 //!
-//! What a GPU's memory has beyond the [`Footprint`] of the run keeps the residual stream between blocks,
-//! and what does not fit goes to the host. A model larger than the GPU streams through it like any other.
+//! GPU memory beyond the [`Footprint`] of the run keeps the residual stream between blocks; the part of
+//! the stream that does not fit goes to the host. A model larger than the GPU streams through it like
+//! any other.
 
 use candle_core::Device;
 
@@ -13,11 +14,12 @@ use crate::error::{Error, Result};
 /// enough for activations to stay in cache.
 pub const CPU_CHUNK: usize = 1024;
 
-/// The same on a GPU, where products want more. A multiple of the rows that a Gram matrix sums in f32,
-/// so that a smaller chunk changes none of its bits.
+/// The same on a GPU, where products want more. A multiple of the 1024 rows that a Gram matrix sums in
+/// f32, so that a smaller chunk changes none of its bits.
 const GPU_CHUNK: usize = 4096;
 
-/// Rows of the residual stream that are turned into logits at a time.
+/// Rows of the residual stream that are turned into logits at a time: their logits in a tile of the
+/// vocabulary ([`VOCABULARY_TILE`](crate::ops::VOCABULARY_TILE)) take 32 MiB.
 pub(super) const ROWS_PER_HEAD: usize = 512;
 
 /// A device, and how a run over text goes about it.
@@ -34,8 +36,8 @@ impl Compute {
         Self { device: Device::Cpu, chunk: CPU_CHUNK, resident: u64::MAX }
     }
 
-    /// `device`, of which at most `memory` bytes are to be taken, for windows of `length` tokens of
-    /// `model` and a run that takes `measured`.
+    /// A run on `device` that takes at most `memory` bytes of it, over windows of `length` tokens of
+    /// `model`, with the measurements `measured`.
     ///
     /// # Errors
     /// [`Error::DeviceMemory`] where not even one window fits.
@@ -64,7 +66,7 @@ impl Compute {
         }
     }
 
-    /// Where tensors live while they are computed with.
+    /// The device that tensors are on while they are computed with.
     pub fn device(&self) -> &Device {
         &self.device
     }

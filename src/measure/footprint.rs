@@ -88,6 +88,16 @@ impl Measured<'_> {
         layers.map(|layer| LayerStats::bytes(&of_layer(layer))).max().unwrap_or(0)
     }
 
+    /// Bytes of the weights, each element `width` of them, that one block hands on to be analysed.
+    fn held_bytes(&self, model: &Model, width: impl Fn(&Site) -> u64) -> u64 {
+        let dense = |site: &&&Site| site.storage == Storage::Dense;
+        let of_layer = |layer| -> u64 {
+            let sites = self.analysed.iter().filter(|site| site.layer == Some(layer));
+            sites.filter(dense).map(|site| site.parameters(site.storage) as u64 * width(site)).sum()
+        };
+        (0..model.spec().layers.len()).map(of_layer).max().unwrap_or(0)
+    }
+
     /// Bytes of workspace of the largest decomposition.
     pub fn decomposition_bytes(&self) -> u64 {
         self.analysed.iter().map(|site| decomposition_bytes(site)).max().unwrap_or(0)
@@ -143,8 +153,9 @@ impl Footprint {
         let there = found.block_weights + found.forward;
         let back = found.block_weights + found.moments + found.backward.max(found.forward);
         let beside = found.forward;
-        let phases =
-            [there, found.head + beside, back, found.moments + found.decomposition + beside];
+        let held = measured.held_bytes(model, |_| F32 as u64);
+        let analysing = held + found.moments + found.decomposition + beside;
+        let phases = [there, found.head + beside, back, analysing];
         let always = PROGRAM + found.text + found.kept_activations;
         found.peak = always + phases.into_iter().max().unwrap_or(0);
         found
@@ -157,7 +168,7 @@ impl Footprint {
         let f32s = |values: usize| (values * F32) as u64;
         let layers = layers(model);
         let weights: Vec<u64> =
-            layers.iter().map(|sites| sites.iter().map(|site| held_bytes(site)).sum()).collect();
+            layers.iter().map(|sites| sites.iter().map(|site| device_bytes(site)).sum()).collect();
         let pairs = weights.windows(2).map(|pair| pair[0] + pair[1]);
         let block_weights = pairs.max().or_else(|| weights.first().copied()).unwrap_or(0);
         let moments = measured.moment_bytes(model);
@@ -184,9 +195,10 @@ impl Footprint {
         let logits = f32s(rows * (tiles + 3 * spec.hidden) + 2 * chunk * spec.hidden);
         let head = (spec.vocab * spec.hidden) as u64 * head_width(model) + logits;
         let activations = if measured.gradients { backward } else { forward };
-        // While a block is analysed the next one is there already.
+        // While a block is analysed, from the weights it holds, the next one is there already.
         let decomposition = measured.decomposition_bytes();
-        let analysed = block_weights / 2 + moments + decomposition;
+        let held = measured.held_bytes(model, |site| width(site.dtype));
+        let analysed = block_weights / 2 + held + moments + decomposition;
         let peak = OVERHEAD + (block_weights + moments + activations).max(head).max(analysed);
         Self {
             block_weights,
@@ -243,7 +255,7 @@ impl Mlp {
 }
 
 /// Bytes of a linear's tensors on a GPU: those of a stack as they are stored, others in bf16 or f32.
-fn held_bytes(site: &Site) -> u64 {
+fn device_bytes(site: &Site) -> u64 {
     match site.storage {
         Storage::Dense | Storage::LowRank { .. } => {
             site.parameters(site.storage) as u64 * width(site.dtype)

@@ -20,8 +20,10 @@ pub struct Stream<'a> {
     /// Rows `[windows of the chunk · length, hidden]` each, on the device as far as there is room.
     chunks: Vec<Tensor>,
     layer: usize,
-    /// The block that comes next, where it was read ahead.
+    /// The next block, if it was read ahead.
     ahead: Option<Block>,
+    /// The block that an observer saw last, until the next one runs.
+    done: Option<Block>,
 }
 
 impl<'a> Stream<'a> {
@@ -44,7 +46,7 @@ impl<'a> Stream<'a> {
             }
         };
         let chunks = walk::chunks(windows, compute).map(&mut embed).collect::<Result<_>>()?;
-        Ok(Self { walk, chunks, layer: 0, ahead: None })
+        Ok(Self { walk, chunks, layer: 0, ahead: None, done: None })
     }
 
     /// Steps [`Progress`] is told of per block, and once more for the head.
@@ -60,7 +62,7 @@ impl<'a> Stream<'a> {
     /// Runs every window through the next block, in order, for an observer to see.
     ///
     /// # Errors
-    /// What the block or the observer refuses; [`Error::Interrupted`].
+    /// The errors of the block and the observer; [`Error::Interrupted`].
     pub fn advance(&mut self, observer: &mut dyn Observer, progress: &dyn Progress) -> Result<()> {
         self.with_next_block(|walk, block, chunks| {
             for chunk in chunks {
@@ -70,16 +72,23 @@ impl<'a> Stream<'a> {
         })
     }
 
-    /// Runs every window through the next block, on a CPU with chunks side by side: where nobody looks
-    /// there is no order to keep, and a chunk on each thread leaves none of them waiting for another.
-    /// The result is the same as that of [`advance`](Self::advance), bit for bit.
+    /// Runs every window through the next block, on a CPU with chunks side by side: without an observer
+    /// there is no order to keep, and a chunk on each thread leaves no thread waiting for another. The
+    /// result is the same as that of [`advance`](Self::advance), bit for bit.
     ///
     /// # Errors
-    /// What the block refuses; [`Error::Interrupted`].
+    /// The errors of the block; [`Error::Interrupted`].
     pub fn advance_unobserved(&mut self, progress: &dyn Progress) -> Result<()> {
-        if !self.walk.compute.side_by_side() {
-            return self.advance(&mut Unobserved, progress);
+        match self.walk.compute.side_by_side() {
+            true => self.advance_side_by_side(progress)?,
+            false => self.advance(&mut Unobserved, progress)?,
         }
+        // Nobody saw it, and nobody will ask for it.
+        self.done = None;
+        Ok(())
+    }
+
+    fn advance_side_by_side(&mut self, progress: &dyn Progress) -> Result<()> {
         self.with_next_block(|walk, block, chunks| {
             chunks
                 .par_iter_mut()
@@ -91,16 +100,24 @@ impl<'a> Stream<'a> {
         &mut self,
         work: impl FnOnce(&Walk<'_>, &Block, &mut [Tensor]) -> Result<()>,
     ) -> Result<()> {
+        self.done = None;
         let (layer, walk, chunks) = (self.layer, &self.walk, &mut self.chunks);
         let next = Some(layer + 1).filter(|next| *next < walk.layers());
         let ahead = self.ahead.take();
-        self.ahead = walk.with_block(layer, next, ahead, |block| work(walk, block, chunks))?;
+        let (done, ahead) =
+            walk.with_block(layer, next, ahead, |block| work(walk, block, chunks))?;
+        (self.done, self.ahead) = (Some(done), ahead);
         self.layer += 1;
         Ok(())
     }
 
-    /// The residual streams as they stand, chunk by chunk, each `[tokens, hidden]`, where there was
-    /// room for them.
+    /// Hands out the block that an observer saw last.
+    pub fn take_block(&mut self) -> Option<Block> {
+        self.done.take()
+    }
+
+    /// The residual stream as it stands, chunk by chunk, each `[tokens, hidden]`, on the device where it
+    /// had room, else on the host.
     pub fn chunks(&self) -> &[Tensor] {
         &self.chunks
     }

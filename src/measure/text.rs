@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use crate::arch::Model;
 use crate::digest::Digest;
-use crate::error::{Error, Result};
+use crate::error::{Error, Remedy, Result};
 
 /// Text as read, and what identifies it.
 #[derive(Debug)]
@@ -59,7 +59,7 @@ fn documents(file: &Path, text: &str) -> Result<Vec<String>> {
 }
 
 fn invalid(file: &Path, problem: String) -> Error {
-    let hint = Some("--text takes plain UTF-8 text, or .jsonl with a `text` field per line".into());
+    let hint = Some(Remedy::TextFormat);
     Error::InvalidFile { file: file.to_owned(), problem, hint }
 }
 
@@ -95,9 +95,7 @@ impl Tokenizer {
             return Err(Error::InvalidFile {
                 file,
                 problem: "there is no tokenizer beside the weights".into(),
-                hint: Some(
-                    "copy tokenizer.json into the folder, or pass token ids with --ids".into(),
-                ),
+                hint: Some(Remedy::GiveTokenizer),
             });
         }
         match tokenizers::Tokenizer::from_file(&file) {

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::text::{Text, Tokenizer};
 use super::windows::{Draw, Windows};
 use crate::arch::Model;
-use crate::error::{Error, Result};
+use crate::error::{Error, Remedy, Result};
 
 /// Windows of calibration text that are read unless told otherwise.
 pub const DEFAULT_WINDOWS: usize = 128;
@@ -42,7 +42,7 @@ impl Cut {
             Some(length) if length <= limit => Ok(length),
             Some(length) => Err(Error::usage(
                 format!("a window of {length} tokens is more than the model's {limit} positions"),
-                format!("use --window {limit} or less"),
+                Remedy::ShorterWindow(limit),
             )),
         }
     }

@@ -56,7 +56,7 @@ impl<'a> Walk<'a> {
         Ok(x)
     }
 
-    /// Calls `work` with block `layer`, and returns with it block `next`, which a GPU is sent
+    /// Calls `work` with block `layer`, and returns it, and with it block `next`, which a GPU is sent
     /// meanwhile. `held` is the block where that was done before.
     pub(super) fn with_block(
         &self,
@@ -64,19 +64,20 @@ impl<'a> Walk<'a> {
         next: Option<usize>,
         held: Option<Block>,
         work: impl FnOnce(&Block) -> Result<()>,
-    ) -> Result<Option<Block>> {
+    ) -> Result<(Block, Option<Block>)> {
         let held = held.filter(|block| block.layer() == layer);
         let block = held.map_or_else(|| self.decoder.block(layer), Ok)?;
         let Some(next) = next.filter(|_| !self.compute.device().is_cpu()) else {
             work(&block)?;
-            return Ok(None);
+            return Ok((block, None));
         };
-        std::thread::scope(|scope| {
+        let coming = std::thread::scope(|scope| {
             let coming = scope.spawn(|| self.decoder.block(next));
             work(&block)?;
             let coming = coming.join();
-            coming.map_err(|_| Error::Bug(format!("reading block {next} panicked")))?.map(Some)
-        })
+            coming.map_err(|_| Error::Bug(format!("reading block {next} panicked")))?
+        })?;
+        Ok((block, Some(coming)))
     }
 }
 
@@ -98,8 +99,8 @@ pub struct Scored {
 }
 
 impl Scored {
-    /// All of a chunk's, in order, in groups few enough for their logits to be held: row t predicts
-    /// token t + 1, and a window's last row predicts nothing.
+    /// Returns all scored rows of a chunk, in order, in groups small enough to hold their logits: row t
+    /// predicts token t + 1, and a window's last row predicts nothing.
     ///
     /// # Errors
     /// Only if the device is out of memory.

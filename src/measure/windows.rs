@@ -5,7 +5,7 @@ use std::path::Path;
 use super::text::check_vocabulary;
 use crate::checkpoint::{Dtype, TensorFile};
 use crate::digest::Digest;
-use crate::error::{Error, Result};
+use crate::error::{Error, Remedy, Result};
 use crate::random::split_mix;
 
 /// Windows of equal length, disjoint unless drawn.
@@ -36,14 +36,14 @@ impl Windows {
         if length < 2 {
             return Err(Error::usage(
                 format!("a window of {length} tokens predicts nothing"),
-                "--window takes 2 or more",
+                "a window takes 2 tokens or more",
             ));
         }
         let whole = tokens.len() / length;
         if whole == 0 {
             return Err(Error::usage(
                 format!("the text has {} tokens, less than one window of {length}", tokens.len()),
-                "give more text or a smaller --window",
+                Remedy::GiveMoreText,
             ));
         }
         let ids = match draw {
@@ -73,9 +73,7 @@ impl Windows {
         let invalid = |problem: String| Error::InvalidFile {
             file: file.to_owned(),
             problem,
-            hint: Some(
-                "--ids takes a safetensors file with `input_ids` i64 [windows, length]".into(),
-            ),
+            hint: Some(Remedy::IdsFormat),
         };
         let tensors = TensorFile::open(file)?;
         let missing = || invalid("it has no tensor `input_ids`".into());

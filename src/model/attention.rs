@@ -59,6 +59,11 @@ impl Attention {
         })
     }
 
+    /// The linears.
+    pub(super) fn into_linears(self) -> impl Iterator<Item = Linear> {
+        [self.q, self.k, self.v, self.o].into_iter()
+    }
+
     /// Normed rows `x [batch · length, hidden]` to rows of the same shape.
     pub(super) fn forward(
         &self,

@@ -5,12 +5,15 @@
 //! parallel     h = x + attention(norm(x))    y = h + mlp(norm(x))
 //! ```
 //!
-//! With post-norms, what a half adds is normed once more before it is added.
+//! With post-norms, the output of a half is normed once more before it is added.
+
+use std::collections::HashMap;
 
 use candle_core::{Device, Tensor};
 
 use super::attention::Attention;
 use super::context::Positions;
+use super::linear::Linear;
 use super::mlp::Mlp;
 use super::norm::Norm;
 use super::source::View;
@@ -28,7 +31,7 @@ pub struct Block {
     mlp_norm: Norm,
     mlp: Mlp,
     mlp_post_norm: Option<Norm>,
-    /// The MLP reads what attention read, not what it wrote.
+    /// The MLP reads the stream before attention was added to it, not after.
     parallel: bool,
 }
 
@@ -58,7 +61,7 @@ impl Block {
     /// The residual stream `x [batch · length, hidden]` after this block.
     ///
     /// # Errors
-    /// What the observer refuses.
+    /// The errors of the observer.
     pub fn forward(
         &self,
         x: &Tensor,
@@ -66,7 +69,7 @@ impl Block {
         cache: Option<&mut KvCache>,
         observer: &mut dyn Observer,
     ) -> Result<Tensor> {
-        // Nothing outlives its half but the stream: activations are what limits a chunk.
+        // Only the stream outlives a half, because activations limit the size of a chunk.
         let between = {
             let normed = self.attention_norm.forward(x)?;
             let added = self.attention.forward(&normed, positions, cache, observer)?;
@@ -83,6 +86,13 @@ impl Block {
         let x = ops::add(&between, &added)?;
         observer.residual(Half::Mlp, &added, &x)?;
         Ok(x)
+    }
+
+    /// The weights `[out, in]` of its dense linears, by their names, as they are held: for somebody who
+    /// would read them again.
+    pub fn into_weights(self) -> HashMap<String, Tensor> {
+        let linears = self.attention.into_linears().chain(self.mlp.into_linears());
+        linears.filter_map(Linear::into_dense).collect()
     }
 
     /// Index of the block.

@@ -1,4 +1,4 @@
-//! Where the rows of an activation stand in their texts.
+//! The positions of an activation's rows in their texts.
 
 use candle_core::Tensor;
 

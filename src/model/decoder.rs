@@ -38,7 +38,7 @@ impl<'a> Decoder<'a> {
         self.view.model.spec()
     }
 
-    /// Where it computes.
+    /// The device it computes on.
     pub fn device(&self) -> &Device {
         &self.device
     }
@@ -57,7 +57,7 @@ impl<'a> Decoder<'a> {
         let embedding = self.view.source.stored(self.view.embedding()?, Piece::Weight)?;
         let x = self.table_rows(&embedding.tensor, embedding.dtype, &embedding.bytes, &tokens)?;
         let x = match spec.family.scaled_embedding {
-            // The factor is rounded to f32, as transformers rounds it to what it computes in.
+            // The factor is rounded to f32, as transformers rounds it to the dtype it computes in.
             true => x.affine(f64::from((spec.hidden as f64).sqrt() as f32), 0.0)?,
             false => x,
         };
@@ -200,7 +200,7 @@ impl Head {
             last = (columns.end == vocabulary).then(|| logits.clone());
             Ok(logits)
         })?;
-        // Tile by tile: nothing is as large as the logits, of which autograd would hold copies.
+        // Tile by tile, so that nothing is as large as all logits; autograd would hold copies of them.
         let mut above = None;
         let tiles: Vec<_> = ops::tiles(vocabulary).collect();
         for columns in tiles.into_iter().rev() {

@@ -46,7 +46,15 @@ impl Linear {
         Ok(Self { site: Box::new(site.clone()), weight, bias })
     }
 
-    /// Whether its products are of bf16 numbers, which they are on a GPU where it is stored so.
+    /// The site, and its weight `[out, in]` as it is held, where that is dense.
+    pub(super) fn into_dense(self) -> Option<(String, Tensor)> {
+        match self.weight {
+            Weight::Dense(weight) => Some((self.site.name, weight)),
+            Weight::LowRank { .. } | Weight::Stack(_) => None,
+        }
+    }
+
+    /// Whether its products are of bf16 numbers: on a GPU, for a weight stored in bf16 or as a stack.
     pub fn is_bf16(&self) -> bool {
         match &self.weight {
             Weight::Dense(weight) | Weight::LowRank { v: weight, .. } => {
@@ -59,7 +67,7 @@ impl Linear {
     /// Rows `x [tokens, in]` to rows `[tokens, out]`.
     ///
     /// # Errors
-    /// What the observer refuses.
+    /// The errors of the observer.
     pub fn forward(&self, x: &Tensor, observer: &mut dyn Observer) -> Result<Tensor> {
         let (bias, sinks) = (self.bias.as_ref(), observer.gradients(&self.site)?);
         let y = match &self.weight {

@@ -10,7 +10,7 @@ use crate::arch::{Activation, MlpSpec, Port, Role};
 use crate::error::Result;
 use crate::ops::{self, Gelu};
 
-/// What follows the attention.
+/// The feed-forward half of a block, which follows the attention.
 #[derive(Debug)]
 pub(super) enum Mlp {
     Gated(Gated),
@@ -94,6 +94,16 @@ impl Mlp {
         }
     }
 
+    /// The linears.
+    pub(super) fn into_linears(self) -> Vec<Linear> {
+        let of = |Gated { gate, up, down, .. }: Gated| [gate, up, down];
+        match self {
+            Self::Gated(mlp) => of(mlp).into(),
+            Self::Plain { up, down, .. } => vec![up, down],
+            Self::Experts { experts, .. } => experts.into_iter().flat_map(of).collect(),
+        }
+    }
+
     /// Normed rows `x [tokens, hidden]` to rows of the same shape.
     pub(super) fn forward(&self, x: &Tensor, observer: &mut dyn Observer) -> Result<Tensor> {
         observer.input(Port::MlpIn, x)?;
@@ -124,16 +134,16 @@ impl Mlp {
     }
 }
 
-/// Which experts get which tokens, and the weights of their answers.
+/// The tokens that each expert gets, and the weights of the experts' answers.
 struct Routes {
-    /// Expert by expert, ascending within each: `tokens · top_k` of them.
+    /// Token numbers, expert by expert and ascending within each: `tokens · top_k` of them.
     tokens: Vec<u32>,
-    /// How many of them each expert gets.
+    /// The number of tokens of each expert, `[experts]`.
     counts: Vec<usize>,
     /// Weights of every token's experts, likeliest first: `[tokens, top_k]`, the only part of a choice
     /// that has a gradient.
     weights: Tensor,
-    /// Where each of these stands in `tokens`.
+    /// The index in `tokens` that belongs to each of these weights.
     places: Vec<usize>,
 }
 

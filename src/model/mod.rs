@@ -10,8 +10,19 @@
 //! and in whether the MLP reads the stream before or after attention was added to it.
 //!
 //! Weights are read in their own dtype. On the CPU they are computed with in f32; on a GPU bf16 weights
-//! stay bf16, and what is multiplied with them is rounded to it. A block reports what flows
-//! through it to an [`Observer`]; it knows nothing of what is done with it.
+//! stay bf16, and activations are rounded to bf16 when they are multiplied with them. A block reports
+//! its activations to an [`Observer`], and does not know their use.
+//!
+//! ```
+//! use bantam::arch::Model;
+//! use bantam::model::Decoder;
+//! use candle_core::Device;
+//!
+//! let model = Model::open("tests/fixtures/golden/llama".as_ref())?;
+//! let logits = Decoder::new(&model, &Device::Cpu).logits(&[1, 2, 3, 4], 1)?;
+//! assert_eq!(logits.dims(), [4, model.spec().vocab]);
+//! # Ok::<(), bantam::Error>(())
+//! ```
 
 mod attention;
 mod block;
@@ -45,8 +56,8 @@ pub use crate::ops::{GradientSink, GradientSinks};
 
 /// Something that looks at the activations inside a block while it computes.
 ///
-/// In a backward pass the tensors it is shown carry the graph of their computation: who keeps one
-/// beyond the call keeps [`Tensor::detach`] of it.
+/// In a backward pass the tensors it is shown carry the graph of their computation: an observer that
+/// keeps one beyond the call keeps [`Tensor::detach`] of it.
 pub trait Observer {
     /// Rows `[tokens, in]` that enter every linear reading `port`; called once per port.
     ///
@@ -60,15 +71,15 @@ pub trait Observer {
     /// As [`input`](Self::input).
     fn output(&mut self, site: &Site, y: &Tensor) -> Result<()>;
 
-    /// What one half of the block wrote, `added`, and the residual stream after it, both
-    /// `[tokens, hidden]`.
+    /// Sees `added`, the output of one half of the block, and `stream`, the residual stream after it,
+    /// both `[tokens, hidden]`.
     ///
     /// # Errors
     /// As [`input`](Self::input).
     fn residual(&mut self, half: Half, added: &Tensor, stream: &Tensor) -> Result<()>;
 
-    /// Which tokens of the chunk the rows of `expert` are, in their order; called before they are seen, with
-    /// none for an expert that nobody chose.
+    /// Sees the tokens of the chunk that the rows of `expert` stand for, in the order of the rows;
+    /// called before those rows are seen, and without tokens for an expert that no token chose.
     ///
     /// # Errors
     /// As [`input`](Self::input).
@@ -76,9 +87,9 @@ pub trait Observer {
         Ok(())
     }
 
-    /// Who looks at the gradients at `site`, should a backward pass follow; asked before the site
-    /// computes. The gradient at a [`Port`] that one site reads (the hidden activation of an MLP or an
-    /// expert) is that at the input of this site.
+    /// Returns the sinks for the gradients at `site`, should a backward pass follow; called before the
+    /// site computes. The gradient at a [`Port`] that only one site reads (the hidden activation of an
+    /// MLP or an expert) is the gradient at the input of that site.
     ///
     /// # Errors
     /// Only if the device is out of memory.
@@ -112,7 +123,7 @@ impl Half {
     }
 }
 
-/// Nobody looks.
+/// An observer that looks at nothing.
 #[derive(Debug, Clone, Copy)]
 pub struct Unobserved;
 

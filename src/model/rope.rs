@@ -1,6 +1,7 @@
 //! Rotary frequencies and the cos/sin tables (arXiv 2104.09864), with the published stretchings.
 //!
-//! `d` channels of a head turn, all of them or (partial rotary) the first. Channel pair `i` of `d/2` turns by `position · f_i` with `f_i = θ^(-2i/d)`; scalings change `f`.
+//! `d` channels of a head turn, all of them or (partial rotary) the first. Channel pair `i` of `d/2`
+//! turns by `position · f_i` with `f_i = θ^(-2i/d)`; scalings change `f`.
 
 use candle_core::{Device, Tensor};
 use std::f64::consts::PI;
@@ -49,8 +50,8 @@ pub(super) fn frequencies(rope: &RopeSpec, end: usize) -> (Vec<f64>, f64) {
             });
             (stretched.collect(), attention)
         }
-        // As in transformers, all of a text turns by the divisors that its end asks for. What a cache
-        // holds was turned already and stays so when generation crosses the border.
+        // As in transformers, all of a text turns by the divisors that its end asks for. Keys in a cache
+        // were turned already and stay as they are when generation crosses the border.
         RopeScaling::Long { short, long, original, attention } => {
             let divisors = if as_f64(end) > *original { long } else { short };
             (base.zip(divisors).map(|(f, divisor)| f / divisor).collect(), *attention)

@@ -1,4 +1,4 @@
-//! Where the tensors of linears are read from: a checkpoint, or a model that is yet to be written.
+//! Sources of the tensors of linears: a checkpoint, or a model that is yet to be written.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -11,7 +11,7 @@ use crate::arch::{Model, Part, Piece, Role, Site, Storage};
 use crate::checkpoint::{Checkpoint, Dtype, check_finite};
 use crate::error::{Error, Result};
 
-/// Something that has the tensors of linears.
+/// A source of the tensors of linears.
 pub trait Source: Sync + fmt::Debug {
     /// The data of `piece` of `site`, as they are or will be stored.
     ///
@@ -34,11 +34,28 @@ pub struct Stored<'a> {
     pub shape: Vec<usize>,
     /// The elements, little-endian.
     pub bytes: Cow<'a, [u8]>,
-    /// Which rows of the tensor they are, where it holds others beside them.
+    /// The rows of the tensor that they are, where it holds other rows too.
     pub part: Option<Part>,
 }
 
-impl Stored<'_> {
+impl<'a> Stored<'a> {
+    /// What belongs to `site` of a `tensor` with these data: all of it, or rows where the family fuses.
+    pub(crate) fn of_site(
+        site: &Site,
+        tensor: String,
+        dtype: Dtype,
+        mut shape: Vec<usize>,
+        mut bytes: Cow<'a, [u8]>,
+    ) -> Self {
+        let part = site.fused().cloned();
+        if let Some(part) = &part {
+            let row = bytes.len() / part.total;
+            let rows: Vec<&[u8]> = part.rows.blocks(row).map(|rows| &bytes[rows]).collect();
+            bytes = Cow::Owned(rows.concat());
+            shape[0] = site.out_features;
+        }
+        Self { tensor, dtype, shape, bytes, part }
+    }
     /// Checks that every value is finite.
     ///
     /// # Errors
@@ -53,7 +70,7 @@ impl Stored<'_> {
         tensor_of(purpose, *dtype, bytes, tensor, shape, device).map_err(|error| self.placed(error))
     }
 
-    /// An error that counts in the rows at hand, counting in the tensor they are from.
+    /// Moves the place in an error from the rows at hand to the tensor they are from.
     fn placed(&self, error: Error) -> Error {
         match (error, &self.part) {
             (Error::NonFiniteTensor { tensor, index }, Some(part)) => {
@@ -72,18 +89,8 @@ impl Source for Checkpoint {
         let module = site.fused().map_or(&site.name, |part| &part.module);
         let tensor = piece.name_in(module);
         let info = self.require(&tensor)?;
-        let (dtype, mut shape, bytes) = (info.dtype, info.shape.clone(), self.bytes(info)?);
-        let part = site.fused().cloned();
-        let bytes = match &part {
-            None => Cow::Borrowed(bytes),
-            Some(part) => {
-                let row = bytes.len() / part.total;
-                let rows: Vec<&[u8]> = part.rows.blocks(row).map(|rows| &bytes[rows]).collect();
-                shape[0] = site.out_features;
-                Cow::Owned(rows.concat())
-            }
-        };
-        Ok(Stored { tensor, dtype, shape, bytes, part })
+        let (shape, bytes) = (info.shape.clone(), Cow::Borrowed(self.bytes(info)?));
+        Ok(Stored::of_site(site, tensor, info.dtype, shape, bytes))
     }
 
     fn release(&self, site: &Site, piece: Piece) {
@@ -114,7 +121,7 @@ pub(super) fn load(
 /// # Errors
 /// A tensor that is missing, of a dtype that is not a float, or not finite.
 pub fn dense_weight(source: &dyn Source, site: &Site, device: &Device) -> Result<Tensor> {
-    // Widened where it is: what crosses the bus is what is stored.
+    // Widened on the device, so that only the stored bytes cross the bus.
     let load = |piece| -> Result<Tensor> {
         Ok(load(source, site, piece, Use::Product, device)?.to_dtype(DType::F32)?)
     };
@@ -141,7 +148,7 @@ pub struct View<'a> {
     pub model: &'a Model,
     /// Its linears, in its order, as `source` stores them.
     pub sites: &'a [Site],
-    /// What has the tensors of the linears.
+    /// The source of the tensors of the linears.
     pub source: &'a dyn Source,
 }
 

@@ -14,7 +14,7 @@ use crate::ops;
 /// Rows of the dense weight that exist at a time.
 const TILE: usize = 1024;
 
-/// Reads what the input channels of `site` are divided by, all of them above zero.
+/// Reads the scales `[in]` that divide the input channels of `site`, all of them above zero.
 ///
 /// # Errors
 /// [`Error::NonFiniteTensor`] for a scale that is not finite, or has no inverse that is.
@@ -39,7 +39,7 @@ pub(super) struct Stack {
     u: Tensor,
     /// `[levels, rank, in]` f16.
     v: Tensor,
-    /// What input channels are multiplied by, `[in]`.
+    /// The factors of the input channels, `[in]` f32: the inverse of their scales.
     inverse_scale: Tensor,
 }
 
@@ -83,7 +83,7 @@ impl Stack {
         ops::stack_rebuild(&self.signs, &self.u, &self.v, scale, rows, dtype)
     }
 
-    /// In which numbers rows are multiplied: bf16 where the device is made for it.
+    /// The dtype in which rows are multiplied: f32 on the CPU, bf16 on a GPU, which is made for it.
     fn dtype(&self) -> DType {
         if self.u.device().is_cpu() { DType::F32 } else { DType::BF16 }
     }
@@ -102,7 +102,7 @@ impl Stack {
     ) -> Result<Tensor> {
         let m = self.u.dim(1)?;
         if x.track_op() {
-            // One product, so that whoever looks at gradients sees each once.
+            // One product instead of tiles, so that every sink sees its gradient once.
             return ops::linear(x, &self.rows(0..m, self.dtype())?, bias, sinks);
         }
         if x.dim(0)? == 1 {

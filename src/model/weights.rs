@@ -6,7 +6,7 @@ use crate::checkpoint::{Checkpoint, Dtype, check_finite, to_f32};
 use crate::error::Result;
 use crate::ops;
 
-/// What a tensor is for.
+/// The use that a tensor is read for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Use {
     /// A factor of products: bf16 stays bf16 where the device multiplies it.

@@ -1,4 +1,4 @@
-//! The sum of two tensors of one shape: what a block adds to the residual stream.
+//! The sum of two tensors of one shape, with which a block adds to the residual stream.
 //!
 //! ```text
 //! y = a + b
@@ -8,7 +8,7 @@
 //!
 //! One flop and 12 bytes (two reads, one write) per element: bound by memory. It runs on the thread
 //! that asks and on idle ones; candle's own addition wakes a pool of its own for every sum, whose
-//! threads then spin beside those that compute.
+//! threads then spin beside the computing ones.
 
 use candle_core::{CpuStorage, CudaStorage, CustomOp2, DType, Layout, Shape, Tensor};
 
@@ -21,8 +21,8 @@ const OP: &str = "add";
 /// `a + b`, element by element.
 ///
 /// # Errors
-/// What does not fit is [`Error::Bug`](crate::error::Error::Bug): shapes are checked when a model
-/// is read.
+/// Operands that do not fit are [`Error::Bug`](crate::error::Error::Bug): shapes are checked when
+/// a model is read.
 pub fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     operand::expect(OP, "a", a, DType::F32)?;
     operand::expect(OP, "b", b, DType::F32)?;

@@ -33,10 +33,10 @@ const OP: &str = "causal_attention";
 /// Queries of one tile: its scores over a few thousand keys stay in the second-level cache.
 const QUERIES: usize = 64;
 
-/// What becomes of a score before the softmax, and how it is multiplied.
+/// Scale and soft cap of the scores before the softmax, and the precision of the products.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Scores {
-    /// What `q · k` is multiplied by; positive.
+    /// Factor of `q · k`; positive.
     pub scale: f32,
     /// `c`, where a scaled score `s` becomes `c tanh(s / c)`; positive.
     pub cap: Option<f32>,
@@ -46,7 +46,8 @@ pub struct Scores {
 }
 
 impl Scores {
-    /// Bends products `q · k` where there is a cap, and returns what they are to be multiplied by then.
+    /// Returns the factor that makes `products` of `q · k` scores: the scale, or the cap, once they are
+    /// bent to `tanh(scale q · k / cap)` in place.
     fn bend(self, products: &mut [f32]) -> f32 {
         let Some(cap) = self.cap else { return self.scale };
         lanes::run(Bend { by: self.scale / cap, products });
@@ -55,7 +56,7 @@ impl Scores {
 }
 
 impl Scores {
-    /// An operand as it is multiplied.
+    /// Returns an operand as it is multiplied: rounded to bf16 where the products are in bf16.
     fn rounded(self, x: &[f32]) -> Cow<'_, [f32]> {
         match self.in_bf16 {
             true => x.iter().map(|&x| bf16::from_f32(x).to_f32()).collect(),
@@ -240,7 +241,7 @@ impl CausalAttention {
     }
 }
 
-/// Which keys a query may attend to.
+/// The keys that each query of a tile may attend to.
 #[derive(Clone, Copy)]
 struct Mask {
     /// Position of the first query.

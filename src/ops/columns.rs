@@ -22,8 +22,8 @@ const SUM_ROWS: usize = 256;
 /// Adds the sum of the rows of `x [t, n]` to `master [n]`, in place.
 ///
 /// # Errors
-/// What does not fit is [`Error::Bug`](crate::error::Error::Bug): shapes are checked when a model
-/// is read.
+/// Operands that do not fit are [`Error::Bug`](crate::error::Error::Bug): shapes are checked when
+/// a model is read.
 pub fn column_sum(master: &Tensor, x: &Tensor) -> Result<()> {
     add_columns(master, x, Columns::Sum)
 }
@@ -43,7 +43,7 @@ fn add_columns(master: &Tensor, x: &Tensor, op: Columns) -> Result<()> {
     Ok(master.inplace_op2(x, &op)?)
 }
 
-/// What is summed of a column.
+/// The sum to take of each column: of its entries, or of their squares.
 #[derive(Clone, Copy)]
 enum Columns {
     Sum,

@@ -30,7 +30,7 @@ pub const VOCABULARY_TILE: usize = 16 * 1024;
 /// Terms that are summed in f32 before the sum goes on in f64.
 const BLOCK: usize = 64 * LANES;
 
-/// The losses of some rows, and what their gradient needs.
+/// The losses of some rows, with the targets and the state that their gradient needs.
 #[derive(Debug)]
 pub struct CrossEntropy {
     targets: Tensor,
@@ -43,8 +43,8 @@ impl CrossEntropy {
     /// columns.len()]` of some columns, and is asked for [`VOCABULARY_TILE`] of them at a time.
     ///
     /// # Errors
-    /// Those of `logits`; a row that holds NaN or infinity is [`Error::NonFinite`], naming it; a target
-    /// that is not below `vocabulary`, and what does not fit, is [`Error::Bug`].
+    /// The errors of `logits`; [`Error::NonFinite`], naming a row that holds NaN or infinity;
+    /// [`Error::Bug`] for a target that is not below `vocabulary`, and for operands that do not fit.
     pub fn of(
         targets: &Tensor,
         vocabulary: usize,
@@ -91,7 +91,7 @@ impl CrossEntropy {
     /// [`of`](Self::of).
     ///
     /// # Errors
-    /// What does not fit is [`Error::Bug`].
+    /// [`Error::Bug`] for logits that are not f32, or have another number of rows.
     pub fn gradient(&self, logits: &Tensor, first: usize) -> Result<Tensor> {
         operand::expect(OP, "logits", logits, DType::F32)?;
         let width = logits.dims().get(1).copied().unwrap_or(0);

@@ -1,5 +1,5 @@
-//! What stands in the place of `cuda` in a build without it: the same names, none of which is ever
-//! reached, because no tensor is on a device that cannot be opened.
+//! Stand-ins for `cuda` in a build without it: the same names, none of them ever reached, because no
+//! tensor is on a device that cannot be opened.
 
 #![expect(clippy::unused_self, reason = "the shape is that of `cuda`")]
 

@@ -1,6 +1,7 @@
 //! The devices of this machine: which there are, and the one to compute on.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use candle_core::Device;
 use serde::Serialize;
@@ -8,7 +9,7 @@ use serde::Serialize;
 use super::cuda;
 use crate::error::Result;
 
-/// What of CUDA was found on this machine.
+/// The parts of CUDA that were found on this machine: driver, libraries and devices.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct CudaSystem {
     /// Whether this program was built to use it.
@@ -19,7 +20,7 @@ pub struct CudaSystem {
     pub libraries: Vec<Library>,
     /// The devices.
     pub devices: Vec<Gpu>,
-    /// Why there is none that could be used.
+    /// The reason why no device could be used.
     pub problem: Option<String>,
 }
 
@@ -28,7 +29,7 @@ pub struct CudaSystem {
 pub struct Library {
     /// Its file name.
     pub file: String,
-    /// Where it was found.
+    /// The path it was found at; `None` where it was not found.
     pub path: Option<PathBuf>,
 }
 
@@ -67,4 +68,20 @@ pub fn free_memory(device: &Device) -> Result<Option<u64>> {
         Device::Cuda(device) => Ok(Some(cuda::free_memory(device)?)),
         _ => Ok(None),
     }
+}
+
+/// The folder for kernels that are compiled where the program runs.
+static KERNEL_CACHE: OnceLock<PathBuf> = OnceLock::new();
+
+/// Keeps kernels that are compiled for the device at hand in `folder`, from the first call on: the next
+/// start saves a second. Without it they are compiled at every start.
+pub fn cache_kernels_in(folder: PathBuf) {
+    // A second folder would only hold the same files.
+    let _ = KERNEL_CACHE.set(folder);
+}
+
+/// The folder named, if any.
+#[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "only kernels are cached"))]
+pub(super) fn kernel_cache() -> Option<&'static Path> {
+    KERNEL_CACHE.get().map(PathBuf::as_path)
 }

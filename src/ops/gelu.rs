@@ -37,8 +37,8 @@ pub enum Gelu {
 /// `gelu(x)`, element by element.
 ///
 /// # Errors
-/// What does not fit is [`Error::Bug`](crate::error::Error::Bug): shapes are checked when a model
-/// is read.
+/// Operands that do not fit are [`Error::Bug`](crate::error::Error::Bug): shapes are checked when
+/// a model is read.
 pub fn gelu(x: &Tensor, form: Gelu) -> Result<Tensor> {
     operand::expect(OP, "x", x, DType::F32)?;
     Ok(x.apply_op1(Unary { form })?)
@@ -151,7 +151,7 @@ impl CustomOp2 for Gated {
     }
 }
 
-/// What of `gelu` the second operand is multiplied by.
+/// The factor of the second operand: the value of `gelu`, or its slope.
 #[derive(Clone, Copy)]
 enum Factor {
     Value,

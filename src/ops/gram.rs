@@ -2,13 +2,13 @@
 //!
 //! ```text
 //! gram:        master += x^T x      x [t, n] f32    master [n, n] f64, lower triangle
-//! symmetrise:  the upper triangle becomes what the lower one is
+//! symmetrise:  master[i, j] = master[j, i] for i < j
 //! ```
 //!
 //! The product of [`ROWS`] rows is computed in f32, only on and below the diagonal (t n^2 flops),
 //! and added to the master in f64 (10 n^2 bytes per product, half of them read). The strict upper
-//! triangle of the master is left alone: `linalg::eigh` never reads it, and [`symmetrise`] fills it
-//! once at the end for whoever does.
+//! triangle of the master is left alone, because `linalg::eigh` never reads it; [`symmetrise`] fills
+//! it once at the end for code that does.
 
 use candle_core::{CpuStorage, CudaStorage, DType, InplaceOp1, InplaceOp2, Layout, Tensor};
 use faer::linalg::matmul::triangular::BlockStructure;
@@ -32,8 +32,8 @@ const PANEL: usize = 1024;
 /// Adds `x^T x` of `x [t, n]` to the lower triangle of `master [n, n]`, in place.
 ///
 /// # Errors
-/// What does not fit is [`Error::Bug`](crate::error::Error::Bug): shapes are checked when a model
-/// is read.
+/// Operands that do not fit are [`Error::Bug`](crate::error::Error::Bug): shapes are checked when
+/// a model is read.
 pub fn gram(master: &Tensor, x: &Tensor) -> Result<()> {
     const OP: &str = "gram";
     let n = expect_rows(OP, x)?;
@@ -45,8 +45,8 @@ pub fn gram(master: &Tensor, x: &Tensor) -> Result<()> {
 /// Copies the lower triangle of `master [n, n]` f64 onto the upper one, in place.
 ///
 /// # Errors
-/// What does not fit is [`Error::Bug`](crate::error::Error::Bug): shapes are checked when a model
-/// is read.
+/// Operands that do not fit are [`Error::Bug`](crate::error::Error::Bug): shapes are checked when
+/// a model is read.
 pub fn symmetrise(master: &Tensor) -> Result<()> {
     const OP: &str = "symmetrise";
     operand::expect(OP, "master", master, DType::F64)?;

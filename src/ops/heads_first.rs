@@ -1,4 +1,4 @@
-//! Rows of concatenated heads to heads of rows: what brings values into the layout of attention.
+//! Rows of concatenated heads to heads of rows, the layout in which attention takes its values.
 //!
 //! ```text
 //! y[b, h, t, i] = x[b, t, h, i]
@@ -19,8 +19,8 @@ const OP: &str = "heads_first";
 /// Exchanges the two axes in the middle of `x [b, t, h, d]`.
 ///
 /// # Errors
-/// What does not fit is [`Error::Bug`](crate::error::Error::Bug): shapes are checked when a model
-/// is read.
+/// Operands that do not fit are [`Error::Bug`](crate::error::Error::Bug): shapes are checked when
+/// a model is read.
 pub fn heads_first(x: &Tensor) -> Result<Tensor> {
     operand::expect(OP, "x", x, DType::F32)?;
     if x.rank() != 4 {

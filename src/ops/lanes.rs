@@ -1,5 +1,5 @@
-//! How the CPU definitions are vectorised: plain loops over fixed-width lane arrays, compiled once
-//! for the baseline and once for AVX2, chosen at run time. No intrinsics and no `unsafe` here.
+//! Vectorisation of the CPU definitions: plain loops over fixed-width lane arrays, compiled once for
+//! the baseline and once for AVX2, chosen at run time. No intrinsics and no `unsafe` here.
 //!
 //! A kernel is a struct whose [`Kernel::call`] is `#[inline(always)]`, so that it is compiled
 //! inside the function that carries the target features. Lanes and the order of their sums are

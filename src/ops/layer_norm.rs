@@ -25,8 +25,8 @@ const OP: &str = "layer_norm";
 /// Normalises every row of `x [.., d]`, scales it by `weight [d]` and adds `bias [d]`.
 ///
 /// # Errors
-/// What does not fit is [`Error::Bug`](crate::error::Error::Bug): shapes are checked when a model
-/// is read.
+/// Operands that do not fit are [`Error::Bug`](crate::error::Error::Bug): shapes are checked when
+/// a model is read.
 pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
     let d = row_norm::expect_operands(OP, x, weight)?;
     operand::expect(OP, "bias", bias, DType::F32)?;

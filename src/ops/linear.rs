@@ -8,8 +8,8 @@
 //!
 //! `2 t n m` flops, and as many for the gradient. The product is the device's own. With a bf16 weight,
 //! `x` (and on the way back `dy`) is rounded to bf16 first: products of two bf16 numbers are exact in
-//! f32, and so are taken and summed there. A compressor asks what the loss feels of an activation,
-//! never which way a weight should move: `dy` is shown to a [`GradientSink`] as it passes, and forgotten.
+//! f32, and so are taken and summed there. Compression needs gradients at activations, never at
+//! weights: `dy` is shown to a [`GradientSink`] as it passes, and forgotten.
 
 use std::sync::Arc;
 
@@ -34,15 +34,15 @@ pub trait GradientSink: Send + Sync {
     fn gradient(&self, gradient: &Tensor) -> Result<()>;
 }
 
-/// Who looks at the gradients of one linear.
+/// Sinks for the gradients of one linear.
 #[derive(Default, Clone)]
 pub struct GradientSinks {
-    /// At what it reads, `[tokens, in]`: the part that flows back through this linear, which is all of
-    /// it where no other linear reads the same activation.
+    /// Sink of the gradient at the input, `[tokens, in]`: the part that flows back through this linear,
+    /// which is all of it where no other linear reads the same activation.
     pub input: Option<Arc<dyn GradientSink>>,
-    /// At what it writes, `[tokens, out]`.
+    /// Sink of the gradient at the output, `[tokens, out]`.
     pub output: Option<Arc<dyn GradientSink>>,
-    /// At a gain of 1 that every token's `W x` might be multiplied by: `⟨dy, W x⟩ = ⟨dx, x⟩`, `[tokens]`.
+    /// Sink of the gradient at a gain of 1 on every token's `W x`: `⟨dy, W x⟩ = ⟨dx, x⟩`, `[tokens]`.
     pub gain: Option<Arc<dyn GradientSink>>,
 }
 
@@ -60,8 +60,8 @@ impl std::fmt::Debug for GradientSinks {
 /// backward pass comes by.
 ///
 /// # Errors
-/// What does not fit is [`Error::Bug`](crate::error::Error::Bug): shapes are checked when a model
-/// is read.
+/// Operands that do not fit are [`Error::Bug`](crate::error::Error::Bug): shapes are checked when
+/// a model is read.
 pub fn linear(
     x: &Tensor,
     w: &Tensor,
@@ -79,8 +79,7 @@ pub fn linear(
     Ok(x.apply_op3(w, bias, Linear { sinks })?)
 }
 
-/// `dy [t, m]` times `w [m, n]`: the gradient of [`linear()`] at its input, for who has no need of a
-/// graph.
+/// `dy [t, m]` times `w [m, n]`: the gradient of [`linear()`] at its input, computed without a graph.
 ///
 /// # Errors
 /// As [`linear()`].

@@ -23,8 +23,8 @@ const OP: &str = "low_rank_matvec";
 /// `u (v x) + bias` of a single row `x [1, n]`.
 ///
 /// # Errors
-/// What does not fit is [`Error::Bug`](crate::error::Error::Bug): shapes are checked when a model
-/// is read.
+/// Operands that do not fit are [`Error::Bug`](crate::error::Error::Bug): shapes are checked when
+/// a model is read.
 pub fn low_rank_matvec(
     x: &Tensor,
     v: &Tensor,

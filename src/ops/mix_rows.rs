@@ -25,7 +25,7 @@ const OP: &str = "mix_rows";
 /// Every row of x has one place: `n = t k`.
 ///
 /// # Errors
-/// What does not fit is [`Error::Bug`](crate::error::Error::Bug).
+/// Operands that do not fit are [`Error::Bug`](crate::error::Error::Bug).
 pub fn mix_rows(x: &Tensor, weights: &Tensor, places: &[usize]) -> Result<Tensor> {
     operand::expect(OP, "x", x, DType::F32)?;
     operand::expect(OP, "weights", weights, DType::F32)?;
@@ -55,7 +55,7 @@ pub fn mix_rows(x: &Tensor, weights: &Tensor, places: &[usize]) -> Result<Tensor
     Ok(x.apply_op2(weights, MixRows { routes })?)
 }
 
-/// Which row of x belongs to which weight.
+/// The pairing of the rows of x with the weights, in both directions.
 struct Routes {
     /// The row of x for every weight, `[t k]`.
     places: Vec<usize>,

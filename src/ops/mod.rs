@@ -30,10 +30,22 @@
 //!
 //! Ops between activations are differentiable, in the activations only: weights, tables and targets
 //! get no gradient.
-//! Operands are contiguous f32 unless said; what does not fit is refused with a typed error before
-//! anything runs. Rows are spread over rayon's threads and every sum has a fixed order: results do
-//! not depend on the number of threads. `lanes` is how loops are vectorised, `operand` how operands
-//! are checked.
+//! Operands are contiguous f32 unless said; operands that do not fit are refused with a typed error
+//! before anything runs. Rows are spread over rayon's threads and every sum has a fixed order: results
+//! do not depend on the number of threads.
+//!
+//! ```
+//! use bantam::ops;
+//! use candle_core::{Device, Tensor};
+//!
+//! let x = Tensor::new(&[[3_f32, 4.0]], &Device::Cpu)?;
+//! let weight = Tensor::new(&[1_f32, 1.0], &Device::Cpu)?;
+//! let y = ops::rms_norm(&x, &weight, 0.0)?.to_vec2::<f32>()?;
+//! assert!((y[0][0] - 3.0 / 12.5_f32.sqrt()).abs() < 1e-6); // the mean square is 12.5
+//! # Ok::<(), bantam::Error>(())
+//! ```
+//!
+//! `lanes` vectorises loops, `operand` checks operands.
 
 #![allow(
     clippy::inline_always,
@@ -80,7 +92,7 @@ pub use add::add;
 pub use causal_attention::{Scores, causal_attention};
 pub use columns::{column_squares, column_sum};
 pub use cross_entropy::{CrossEntropy, VOCABULARY_TILE, tiles};
-pub use devices::{CudaSystem, Gpu, Library, cuda_system, free_memory, gpu};
+pub use devices::{CudaSystem, Gpu, Library, cache_kernels_in, cuda_system, free_memory, gpu};
 pub use gelu::{Gelu, gelu, gelu_mul};
 pub use gram::{gram, symmetrise};
 pub use heads_first::heads_first;

@@ -1,5 +1,5 @@
-//! Every head normed by its root mean square, then turned by its position, in one pass: what a family
-//! with norms of queries and keys does between projection and attention.
+//! Every head normed by its root mean square, then turned by its position, in one pass: the step
+//! between projection and attention in families with norms of queries and keys.
 //!
 //! ```text
 //! y[b, h, t] = rope(rms_norm(x[b, t, h], weight))
@@ -22,7 +22,7 @@ const OP: &str = "norm_rope";
 /// [`rope`] of [`rms_norm`] of the rows of `x [b, t, h, d]`.
 ///
 /// # Errors
-/// As these.
+/// As [`rms_norm()`] and [`rope()`].
 pub fn norm_rope(
     x: &Tensor,
     weight: &Tensor,

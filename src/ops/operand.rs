@@ -1,5 +1,5 @@
-//! What every op demands of its operands, said in one way: checked before the op runs, as a typed
-//! error that names the op and the operand.
+//! Checks of operands, shared by all ops and made before an op runs: a refusal is a typed error that
+//! names the op and the operand.
 
 use candle_core::{CpuStorage, DType, Layout, Tensor, WithDType};
 
@@ -61,7 +61,7 @@ pub(super) fn sums_mut<'a>(
     }
 }
 
-/// Where in its storage a contiguous layout lies.
+/// Returns the start and end of a contiguous layout in its storage.
 pub(super) fn range(layout: &Layout) -> candle_core::Result<(usize, usize)> {
     layout
         .contiguous_offsets()

@@ -6,8 +6,8 @@
 //! gradient:  dx = concat_e (∂f_e)ᵀ dy[rows of part e]
 //! ```
 //!
-//! What experts do to the rows routed to them. Autograd would pad the gradient of every part to all
-//! rows before adding them up; here every part is a graph of its own, entered from its part of `dy`.
+//! Experts run on the rows routed to them this way. Autograd would pad the gradient of every part to
+//! all rows before adding them up; here every part is a graph of its own, entered from its part of `dy`.
 
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CudaStorage, CustomOp1, DType, Layout, Shape, Storage, Tensor, Var};
@@ -17,11 +17,12 @@ use crate::error::{Error, Result};
 
 const OP: &str = "per_part";
 
-/// Calls `function(part, rows)` on consecutive parts of the rows of `x [n, d]`, `sizes[part]` each,
-/// those of no rows left out, and joins what it returns.
+/// Calls `function(part, rows)` on consecutive parts of the rows of `x [n, d]`, `sizes[part]` rows
+/// each, and joins the results. Parts without rows are left out.
 ///
 /// # Errors
-/// Those of `function`; what does not fit is [`Error::Bug`](crate::error::Error::Bug).
+/// The errors of `function`; [`Error::Bug`](crate::error::Error::Bug) for sizes that do not add up to
+/// the rows of x, and for an x or a result that does not fit.
 pub fn per_part(
     x: &Tensor,
     sizes: &[usize],

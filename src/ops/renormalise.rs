@@ -19,8 +19,8 @@ const OP: &str = "renormalise";
 /// Rows of `x [t, k]` divided by their sums.
 ///
 /// # Errors
-/// What does not fit is [`Error::Bug`](crate::error::Error::Bug): shapes are checked when a model
-/// is read.
+/// Operands that do not fit are [`Error::Bug`](crate::error::Error::Bug): shapes are checked when
+/// a model is read.
 pub fn renormalise(x: &Tensor) -> Result<Tensor> {
     operand::expect(OP, "x", x, DType::F32)?;
     match x.dims() {

@@ -23,8 +23,8 @@ pub(super) const OP: &str = "rms_norm";
 /// Normalises every row of `x [.., d]` and scales it by `weight [d]`.
 ///
 /// # Errors
-/// What does not fit is [`Error::Bug`](crate::error::Error::Bug): shapes are checked when a model
-/// is read.
+/// Operands that do not fit are [`Error::Bug`](crate::error::Error::Bug): shapes are checked when
+/// a model is read.
 pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
     row_norm::expect_operands(OP, x, weight)?;
     Ok(x.apply_op2(weight, RmsNorm { eps })?)

@@ -26,8 +26,8 @@ const OP: &str = "rope";
 /// tables.
 ///
 /// # Errors
-/// What does not fit is [`Error::Bug`](crate::error::Error::Bug): shapes are checked when a model
-/// is read.
+/// Operands that do not fit are [`Error::Bug`](crate::error::Error::Bug): shapes are checked when
+/// a model is read.
 pub fn rope(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
     expect_operands(x, cos, sin)?;
     Ok(x.apply_op3(cos, sin, Rope { back: false })?)

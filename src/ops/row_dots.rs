@@ -24,8 +24,8 @@ const ROWS: usize = 64;
 /// The dot product of every row of `a [t, n]` with that of `b [t, n]`.
 ///
 /// # Errors
-/// What does not fit is [`Error::Bug`](crate::error::Error::Bug): shapes are checked when a model
-/// is read.
+/// Operands that do not fit are [`Error::Bug`](crate::error::Error::Bug): shapes are checked when
+/// a model is read.
 pub fn row_dots(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     operand::expect(OP, "a", a, DType::F32)?;
     operand::expect(OP, "b", b, DType::F32)?;

@@ -1,4 +1,4 @@
-//! What norms over rows have in common: their operands, and the launches of their kernels.
+//! Code shared by the norms over rows: the checks of operands, and the launches of kernels.
 
 use candle_core::{CudaStorage, DType, Layout, Shape, Tensor};
 
@@ -6,7 +6,7 @@ use super::cuda::{Grid, Launch};
 use super::operand;
 use crate::error::Result;
 
-/// Refuses what is not `x [.., d]` and `weight [d]`, f32; returns d.
+/// Checks that the operands are `x [.., d]` and `weight [d]`, f32, and returns d.
 pub(super) fn expect_operands(op: &'static str, x: &Tensor, weight: &Tensor) -> Result<usize> {
     operand::expect(op, "x", x, DType::F32)?;
     operand::expect(op, "weight", weight, DType::F32)?;

@@ -7,8 +7,8 @@
 //! no gradient
 //! ```
 //!
-//! `2 m n c` flops. The sketch is what a randomised decomposition of |r| begins with. On the CPU |r|
-//! exists for [`ROWS`] rows at a time.
+//! `2 m n c` flops. A randomised decomposition of |r| begins with the sketch. On the CPU |r| exists
+//! for [`ROWS`] rows at a time.
 
 use candle_core::{CpuStorage, CudaStorage, CustomOp1, DType, Layout, Shape, Tensor};
 use faer::linalg::matmul::matmul;
@@ -28,7 +28,7 @@ pub(super) const ROWS: usize = 32;
 /// The signs of `r [m, n]` and, where there is an `omega [n, c]`, the sketch `|r| omega`.
 ///
 /// # Errors
-/// What does not fit is [`Error::Bug`](crate::error::Error::Bug).
+/// Operands that do not fit are [`Error::Bug`](crate::error::Error::Bug).
 pub fn sign_pack(r: &Tensor, omega: Option<&Tensor>) -> Result<(Tensor, Option<Tensor>)> {
     let (m, n) = stack::matrix(OP, r)?;
     let c = stack::sketch_width(OP, omega, n)?;

@@ -24,8 +24,8 @@ const OP: &str = "silu_mul";
 /// `silu(gate) * up`, element by element.
 ///
 /// # Errors
-/// What does not fit is [`Error::Bug`](crate::error::Error::Bug): shapes are checked when a model
-/// is read.
+/// Operands that do not fit are [`Error::Bug`](crate::error::Error::Bug): shapes are checked when
+/// a model is read.
 pub fn silu_mul(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     operand::expect(OP, "gate", gate, DType::F32)?;
     operand::expect(OP, "up", up, DType::F32)?;

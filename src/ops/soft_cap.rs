@@ -19,8 +19,8 @@ const OP: &str = "soft_cap";
 /// `cap tanh(x / cap)`, element by element; `cap` is positive.
 ///
 /// # Errors
-/// What does not fit is [`Error::Bug`](crate::error::Error::Bug): shapes are checked when a model
-/// is read.
+/// [`Error::Bug`](crate::error::Error::Bug) for an x that does not fit, or a cap that is not positive:
+/// shapes are checked when a model is read.
 pub fn soft_cap(x: &Tensor, cap: f32) -> Result<Tensor> {
     operand::expect(OP, "x", x, DType::F32)?;
     if cap.is_nan() || cap <= 0.0 {

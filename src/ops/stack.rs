@@ -1,5 +1,5 @@
-//! What the ops on residual stacks share: the layout of a stack, the checks of its tensors, packed
-//! signs and outputs that candle has no way to return.
+//! Code shared by the ops on residual stacks: the layout of a stack, the checks of its tensors,
+//! packed signs and outputs that candle has no way to return.
 //!
 //! ```text
 //! W = Σ_i S_i ∘ (u_i v_i)      i < levels, S_i = ±1
@@ -7,7 +7,7 @@
 //! ```
 //!
 //! A byte holds the signs of eight neighbours of a row, the first in its most significant bit; a
-//! set bit is plus, and so is the sign of 0 and of -0. What is left of the last byte of a row is 0.
+//! set bit is plus, and so is the sign of 0 and of -0. Unused bits of a row's last byte are 0.
 
 use std::cell::OnceCell;
 
@@ -17,10 +17,10 @@ use candle_core::{CpuStorage, CudaStorage, DType, Device, Layout, Shape, Storage
 use super::operand;
 use crate::error::Result;
 
-/// The largest rank of a level: what the kernels have room for.
+/// The largest rank of a level that the kernels have room for.
 const MOST_RANK: usize = 64;
 
-/// The largest width of a sketch.
+/// The largest width of a sketch: [`MOST_RANK`] and the 16 columns that `linalg::Truncation` adds.
 const MOST_SKETCH: usize = 80;
 
 const SIGN: u32 = 1 << 31;
@@ -34,7 +34,7 @@ pub(super) struct Sizes {
     pub(super) k: usize,
 }
 
-/// The sizes of the stack that these tensors are; what is none is refused.
+/// Returns the sizes of the stack that the tensors make up, or refuses tensors that make up none.
 pub(super) fn sizes(op: &'static str, signs: &Tensor, u: &Tensor, v: &Tensor) -> Result<Sizes> {
     operand::expect(op, "signs", signs, DType::U8)?;
     operand::expect(op, "u", u, DType::F16)?;
@@ -102,7 +102,7 @@ pub(super) fn packed(values: [f32; 8]) -> u8 {
     bits.iter().fold(0, |byte, bit| byte | bit) as u8
 }
 
-/// The values of `from` in eight, what is missing filled with `rest`.
+/// The values of `from`, filled up to eight with `rest`.
 #[inline(always)]
 pub(super) fn eight(from: &[f32], rest: f32) -> [f32; 8] {
     let mut values = [rest; 8];
@@ -122,7 +122,7 @@ pub(super) fn with_elements<T: candle_core::WithDType, R>(
     }
 }
 
-/// What a guard of a tensor's storage guards, on a GPU.
+/// Returns the CUDA storage of an operand with its layout, or refuses an operand that is not on a GPU.
 pub(super) fn on_gpu<'a>(
     (storage, layout): (&'a Storage, &'a Layout),
 ) -> candle_core::Result<(&'a CudaStorage, &'a Layout)> {
@@ -136,7 +136,7 @@ fn elsewhere() -> candle_core::Error {
     candle_core::Error::Msg("operands of one op are on two devices".into())
 }
 
-/// A second output of an op, of which candle returns one, or none.
+/// An output that candle has no way to return: a second one of an op, or one of an op in place.
 #[derive(Default)]
 pub(super) struct Extra(OnceCell<Storage>);
 

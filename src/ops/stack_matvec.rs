@@ -25,17 +25,17 @@ use crate::error::Result;
 
 const OP: &str = "stack_matvec";
 
-/// Bytes of a row that one task looks up, at the most and at the least. With fewer, what a task does once
-/// per row shows; with more there are too few tasks.
+/// The most and the fewest bytes of a row that one task looks up. With fewer, the work that a task does
+/// once per row shows; with more there are too few tasks.
 const SEGMENT: (usize, usize) = (256, 64);
 
-/// Tasks that there should be.
+/// The number of tasks to reach: [`segment_of`] shortens segments until there are as many.
 const TASKS: usize = 8;
 
-/// Rows that share the sums a task has made.
+/// The most rows of a task; they share the signed sums that it makes.
 const ROWS: usize = 4096;
 
-/// Bytes of a row that are looked up together.
+/// Bytes of a row that are looked up together: their tables of signed sums take 64 KiB.
 const TOGETHER: usize = 4;
 
 /// The most columns of u that one task takes.
@@ -44,7 +44,7 @@ const WIDEST: usize = 16;
 /// `W x` of a single row `x [1, n]`.
 ///
 /// # Errors
-/// What does not fit is [`Error::Bug`](crate::error::Error::Bug).
+/// Operands that do not fit are [`Error::Bug`](crate::error::Error::Bug).
 pub fn stack_matvec(x: &Tensor, signs: &Tensor, u: &Tensor, v: &Tensor) -> Result<Tensor> {
     let sizes = stack::sizes(OP, signs, u, v)?;
     operand::expect(OP, "x", x, DType::F32)?;
@@ -138,7 +138,7 @@ impl CustomOp3 for StackMatvec<'_> {
             .read(u, u_layout)?
             .read(v, v_layout)?
             .output(DType::F32, m)?
-            // Scratch: what every part of the columns and levels adds.
+            // Scratch `[parts, m]`: the sums over every part of the columns and levels.
             .output(DType::F32, parts * m)?
             .int(levels)
             .int(m)
@@ -169,7 +169,8 @@ fn columns_of(k: usize) -> Vec<Columns> {
     all
 }
 
-/// Bytes of a segment: the most with which there are tasks enough, whatever the number of threads.
+/// Bytes of a segment: the most within [`SEGMENT`] that still gives [`TASKS`] tasks, else the fewest.
+/// It does not depend on the number of threads.
 fn segment_of(sizes: stack::Sizes) -> usize {
     let stack::Sizes { levels, m, n, k } = sizes;
     let of_one = levels * m.div_ceil(ROWS) * columns_of(k).len();
@@ -188,7 +189,7 @@ struct Task {
     bytes: Range<usize>,
 }
 
-/// What a task works in. A thread keeps it, because the first use of new pages takes time.
+/// The buffers of a task. A thread keeps them, because the first use of new pages takes time.
 struct Scratch {
     sums: Vec<f32>,
     totals: Vec<f32>,
@@ -217,7 +218,7 @@ struct Operands<'a> {
 type Sums<const W: usize> = [[f32; W]; 256];
 
 impl Operands<'_> {
-    /// What `task` adds to its rows of y.
+    /// Computes the terms that `task` adds to its rows of y, one per row.
     fn part<const W: usize>(&self, x: &[f32], task: &Task, scratch: &mut Scratch) -> Vec<f32> {
         let stack::Sizes { m, n, k, .. } = self.sizes;
         let (rows, row) = (ROWS.min(m - task.rows), stack::bytes(n));
@@ -269,7 +270,7 @@ impl Operands<'_> {
     }
 }
 
-/// Fills `sums` for the eight rows `z`, the first of which is the most significant bit's.
+/// Fills `sums` for the eight rows `z`; the first row belongs to the most significant bit.
 struct SignedSums<'a, const W: usize> {
     z: &'a [[f32; W]; 8],
     sums: &'a mut Sums<W>,
@@ -292,8 +293,8 @@ impl<const W: usize> Kernel for SignedSums<'_, W> {
     }
 }
 
-/// All signed sums of four rows, the first of which is the most significant bit's: each row doubles
-/// the sums there are.
+/// All signed sums of four rows, the first row in the most significant bit: each row doubles the
+/// number of sums.
 #[inline(always)]
 fn four_signed<const W: usize>(z: &[[f32; W]]) -> [[f32; W]; 16] {
     let mut sums = [[0.0; W]; 16];

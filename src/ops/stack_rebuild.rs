@@ -30,7 +30,7 @@ const ROWS: usize = 8;
 /// The `rows` of `W`, its columns multiplied by `inverse_scale [n]`, as `dtype`: f32 or bf16.
 ///
 /// # Errors
-/// What does not fit is [`Error::Bug`](crate::error::Error::Bug).
+/// Operands that do not fit are [`Error::Bug`](crate::error::Error::Bug).
 pub fn stack_rebuild(
     signs: &Tensor,
     u: &Tensor,
@@ -179,7 +179,7 @@ impl Levels<'_> {
     }
 }
 
-/// `sums += s ∘ product` of whole rows of `n`; of the `first` level the sums are that.
+/// `sums += s ∘ product` of whole rows of `n`; for the `first` level the sums start from 0.
 struct Add<'a> {
     sums: &'a mut [f32],
     n: usize,

@@ -1,4 +1,4 @@
-//! One level taken off a residual, and what the next one begins with, in one read and one write.
+//! One level taken off a residual, and the signs and sketch of the next, in one read and one write.
 //!
 //! ```text
 //! r      <- r - s ∘ (u v)
@@ -8,8 +8,8 @@
 //! no gradient
 //! ```
 //!
-//! `2 m n (k + c)` flops; products of the f16 factors are exact, their sums f32. What is subtracted
-//! is what the stored level stands for, so the levels and the last residual add up to the first.
+//! `2 m n (k + c)` flops; products of the f16 factors are exact, their sums f32. A level is subtracted
+//! as it is stored, so the levels and the last residual add up to the first.
 
 use candle_core::{CpuStorage, CudaStorage, DType, InplaceOp1, Layout, Tensor};
 use half::f16;
@@ -24,11 +24,11 @@ use crate::error::Result;
 
 const OP: &str = "take_level";
 
-/// Subtracts the one level `signs`, `u`, `v` from `r [m, n]`, in place, and returns what
-/// [`sign_pack`](super::sign_pack()) says of the new `r`.
+/// Subtracts the one level `signs`, `u`, `v` from `r [m, n]`, in place, and returns the signs and,
+/// where there is an `omega`, the sketch of the new `r`, as [`sign_pack`](super::sign_pack()) does.
 ///
 /// # Errors
-/// What does not fit is [`Error::Bug`](crate::error::Error::Bug).
+/// Operands that do not fit are [`Error::Bug`](crate::error::Error::Bug).
 pub fn take_level(
     r: &Tensor,
     signs: &Tensor,

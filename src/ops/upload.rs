@@ -1,7 +1,7 @@
-//! Values from a file to where they are computed with.
+//! Copies values of a file to the device that computes with them.
 //!
 //! To a CUDA device they go through pinned memory on a stream of their own, so that a block can be
-//! copied while another computes; whoever uses the tensor waits for it, on the device.
+//! copied while another computes; work that uses the tensor waits for it, on the device.
 
 use candle_core::op::BackpropOp;
 use candle_core::{DType, Device, Shape, Storage, Tensor};
@@ -14,7 +14,7 @@ const OP: &str = "upload";
 /// The tensor of `shape` whose little-endian elements of `dtype`, f32, bf16, f16 or u8, are `bytes`.
 ///
 /// # Errors
-/// What does not fit is [`Error::Bug`](crate::error::Error::Bug);
+/// [`Error::Bug`](crate::error::Error::Bug) for more or fewer bytes than the shape takes;
 /// [`Error::OutOfDeviceMemory`](crate::error::Error::OutOfDeviceMemory).
 pub fn upload(
     bytes: &[u8],

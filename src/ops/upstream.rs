@@ -1,4 +1,4 @@
-//! Where a backward pass begins in the middle of a model: the gradient that arrives from above.
+//! The start of a backward pass in the middle of a model, from the gradient that arrives from above.
 //!
 //! ```text
 //! s = 0, a scalar
@@ -6,7 +6,7 @@
 //! y, upstream  one shape, f32    ->    s  a scalar
 //! ```
 //!
-//! `s` stands for the loss, whose gradient at `y` is known and whose value nobody asks for.
+//! `s` stands for the loss: its gradient at `y` is known, its value is not needed.
 
 use candle_core::backend::{BackendDevice, BackendStorage};
 use candle_core::{CpuStorage, CudaStorage, CustomOp1, DType, Layout, Shape, Tensor};
@@ -19,7 +19,7 @@ const OP: &str = "upstream";
 /// A scalar whose `backward` starts with `upstream` at `y`.
 ///
 /// # Errors
-/// What does not fit is [`Error::Bug`](crate::error::Error::Bug).
+/// Operands that do not fit are [`Error::Bug`](crate::error::Error::Bug).
 pub fn upstream(y: &Tensor, upstream: &Tensor) -> Result<Tensor> {
     operand::expect(OP, "y", y, DType::F32)?;
     operand::expect(OP, "upstream", upstream, DType::F32)?;

@@ -1,4 +1,5 @@
-//! What a pass keeps of a unit between analysis and apply: named tensors and a count of repairs.
+//! The results that a pass keeps of a linear between analysing and making: named tensors and a count of
+//! repairs.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -18,7 +19,7 @@ pub struct Analysis {
     pub repairs: Repairs,
 }
 
-/// Where the tensors of an analysis lie that is not in memory.
+/// A store of the tensors of an analysis that is not in memory.
 pub trait TensorSource: fmt::Debug {
     /// Whether there is a tensor `name`.
     fn has(&self, name: &str) -> bool;

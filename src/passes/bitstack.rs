@@ -18,13 +18,13 @@
 //! α = ⟨D, W⟩ / ⟨W, W⟩      loss_j = ⟨D - α W, D - α W⟩ + ½ α² E[g_γ²] = ⟨D, D⟩ + α² (½ E[g_γ²] - ⟨W, W⟩)
 //! ```
 //!
-//! The scale is kept beside the blocks and never folded into what comes before, so `o_proj` under
+//! The scale is kept beside the levels and never folded into what comes before, so `o_proj` under
 //! grouped-query attention is scaled as every other linear is.
 
 use candle_core::{DType, Device, Tensor};
 use serde_json::{Value, json};
 
-use super::levels::{Level, Levels};
+use super::levels::{Levels, TakenLevel};
 use super::{Analysis, Entry, Needs, Pass, Pieces, Repairs, Weights, cannot_make};
 use crate::arch::{Piece, Site, Storage};
 use crate::digest::Digest;
@@ -39,7 +39,8 @@ const LEAST_SCALE: f64 = 1e-4;
 /// The method, as it is listed.
 pub(super) const ENTRY: Entry = Entry {
     name: "bitstack",
-    about: "Levels of signs and factors: a file of which any prefix is a model (needs --text; no size)",
+    about: "Levels of signs and factors: a file of which any prefix is a model; no size is named",
+    stacks: true,
     make: |settings| Box::new(Bitstack::new(settings)),
 };
 
@@ -106,7 +107,7 @@ impl Pass for Bitstack {
         let mut levels = Levels::new(residual, settings, seed_of(&site.name))?;
         for level in 0.. {
             let subject = format!("{}, level {level}", site.name);
-            let Some(Level { sign, u, v, fell_back }) = levels.take(&subject)? else { break };
+            let Some(TakenLevel { sign, u, v, fell_back }) = levels.take(&subject)? else { break };
             let loss = prices.loss(levels.residual())?;
             if !loss.is_finite() {
                 let what = format!("`{}.{level}`", site.name);

@@ -1,5 +1,5 @@
-//! Iterative absolute value decomposition: a matrix as a sum of levels, each the signs of what was
-//! left over times a matrix of low rank (arXiv 2410.23918, section 3.2).
+//! Iterative absolute value decomposition: a matrix as a sum of levels, each the signs of the residual
+//! before it times a matrix of low rank (arXiv 2410.23918, section 3.2).
 //!
 //! ```text
 //! S_i = sign(R_i)    |R_i| ≈ u_i v_i, rank k    R_(i+1) = R_i - S_i ∘ (u_i v_i)
@@ -17,7 +17,7 @@ use crate::settings::StackSettings;
 
 /// A level that was taken off.
 #[derive(Debug, Clone)]
-pub struct Level {
+pub struct TakenLevel {
     /// The signs `[m, ⌈n/8⌉]` u8, packed as [`ops::sign_pack`] has them.
     pub sign: Tensor,
     /// `[m, rank]` f16.
@@ -45,7 +45,8 @@ impl Levels {
     /// a rank that leaves them no room is decomposed exactly.
     ///
     /// # Errors
-    /// What is no f32 matrix is [`Error::Bug`](crate::error::Error::Bug), a device without memory.
+    /// [`Error::Bug`](crate::error::Error::Bug) for a residual that is no f32 matrix; a device without
+    /// memory.
     pub fn new(residual: Tensor, settings: StackSettings, seed: u64) -> Result<Self> {
         let mut levels = Self { residual, next: None, settings, seed, taken: 0 };
         if settings.levels > 0 {
@@ -54,7 +55,7 @@ impl Levels {
         Ok(levels)
     }
 
-    /// What is left, `R_i [m, n]` f32.
+    /// The residual `R_i [m, n]` f32.
     pub fn residual(&self) -> &Tensor {
         &self.residual
     }
@@ -63,7 +64,7 @@ impl Levels {
     ///
     /// # Errors
     /// As [`linalg::truncated_svd`]; there is no next level after one.
-    pub fn take(&mut self, subject: &str) -> Result<Option<Level>> {
+    pub fn take(&mut self, subject: &str) -> Result<Option<TakenLevel>> {
         let Some((signs, sketch)) = self.next.take() else { return Ok(None) };
         let truncation = Truncation { exact: sketch.is_none(), ..self.truncation() };
         let magnitudes = self.residual.abs()?;
@@ -79,10 +80,10 @@ impl Levels {
         let next = ops::take_level(&self.residual, &signs, &u, &v, omega.as_ref())?;
         self.next = (self.taken < self.settings.levels).then_some(next);
         let [sign, u, v] = [signs.squeeze(0)?, u.squeeze(0)?, v.squeeze(0)?];
-        Ok(Some(Level { sign, u, v, fell_back: found.fell_back }))
+        Ok(Some(TakenLevel { sign, u, v, fell_back: found.fell_back }))
     }
 
-    /// How the next level is decomposed, with a start of its own.
+    /// The options of the next level's decomposition, with a seed of its own.
     fn truncation(&self) -> Truncation {
         Truncation { seed: self.seed ^ self.taken as u64, ..Truncation::to(self.settings.rank) }
     }

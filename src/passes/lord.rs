@@ -15,9 +15,9 @@
 //! `C = W G Wᵀ`. Where `W` is taller than wide the eigenproblem is solved on the small side: with
 //! `G = L Lᵀ` and `P = W L [m, n]`, `PᵀP = V Λ Vᵀ` has the same eigenvalues and `U` spans `P V`.
 //!
-//! Where the gradient `g` of the loss at the output was measured, outputs count by what they do to the
-//! loss. With `S = diag(s)`, `s_o² = E[g_o²]` relative to its mean `ḡ`, the directions are those of
-//! `S y`:
+//! Where the gradient `g` of the loss at the output was measured, outputs count by their effect on the
+//! loss. With `S = diag(s)`, `s_o² = E[g_o²]` relative to its mean `ḡ`, the directions are the principal
+//! directions of `S y`:
 //!
 //! ```text
 //! y ≈ S⁻¹ U Uᵀ S y      v = Uᵀ S W      u = S⁻¹ U      expected loss = ½ ḡ Σ_{i>r} λ_i   nats per token
@@ -28,7 +28,7 @@
 
 use candle_core::{DType, Tensor};
 
-use super::low_rank::{assumed_losses, can_shrink, offers, ranks, tail_shares, tails};
+use super::low_rank::{can_shrink, offers, ranks, tail_shares, tails};
 use super::{Analysis, Entry, Needs, Pass, Pieces, Repairs, Weights, cannot_make};
 use crate::arch::{Piece, Site, Storage};
 use crate::error::{Error, Result};
@@ -44,7 +44,8 @@ const ROUNDING: f64 = 1e-6;
 /// The method, as it is listed.
 pub(super) const ENTRY: Entry = Entry {
     name: "lord",
-    about: "Principal directions of each linear's outputs (needs --text)",
+    about: "Principal directions of each linear's outputs, measured on text",
+    stacks: false,
     make: |settings| Box::new(Lord::new(settings)),
 };
 
@@ -56,7 +57,7 @@ pub struct Lord {
 }
 
 impl Lord {
-    /// With what `settings` say of ranks and decompositions.
+    /// The pass with the `rank_multiple` and `paper` of `settings`.
     pub fn new(settings: &Settings) -> Self {
         Self { rank_multiple: settings.rank_multiple, paper: settings.paper }
     }
@@ -88,16 +89,15 @@ impl Pass for Lord {
             Importance::Gradients { channels, .. } if !self.paper => {
                 channel_scale(channels, &mut repairs)
             }
-            _ => None,
+            Importance::Gradients { .. } | Importance::Energy(_) => None,
         };
         // No offer takes more columns than this, whatever its multiple. Pricing directions that gradients
         // had no part in takes all of them.
         let kept = ranks(site, 1).last().unwrap_or(0);
         let priced = scale.is_none() && matches!(stats.importance, Importance::Gradients { .. });
         let wanted = if priced { usize::MAX } else { kept };
-        let weight = || weights.weight(site);
-        let found =
-            principal_directions(site, &weight, bias.as_ref(), stats, scale.as_deref(), wanted)?;
+        let bias = bias.as_ref();
+        let found = principal_directions(site, weights, bias, stats, scale.as_deref(), wanted)?;
         let losses = losses(&found, &stats.importance, scale.is_some())?;
         let basis = found.vectors.narrow(1, 0, kept)?.to_dtype(DType::F32)?;
         let device = found.vectors.device();
@@ -115,11 +115,7 @@ impl Pass for Lord {
     }
 
     fn offers(&self, site: &Site, analysis: Option<&Analysis>) -> Result<Vec<Offer>> {
-        let losses = match analysis {
-            Some(analysis) => analysis.numbers("losses")?,
-            None => assumed_losses(site),
-        };
-        Ok(offers(site, &losses, self.rank_multiple))
+        offers(site, analysis, self.rank_multiple)
     }
 
     fn make(
@@ -158,8 +154,8 @@ impl Pass for Lord {
     }
 }
 
-/// The least a channel may count relative to the mean: one that the calibration text gave no gradient
-/// is not free to be anything.
+/// The least importance of a channel, relative to the mean. Without it, a channel that the calibration
+/// text gave no gradient would be free to take any value.
 const LEAST_IMPORTANCE: f64 = 1e-4;
 
 /// `s_o = √(E[g_o²] / mean)`, held above the least; `None` where no channel has any gradient.
@@ -173,7 +169,7 @@ fn channel_scale(squares: &[f64], repairs: &mut Repairs) -> Option<Vec<f64>> {
     Some(relative.map(|r| r.max(LEAST_IMPORTANCE).sqrt()).collect())
 }
 
-/// What keeping the first `r` directions costs, for every `r`.
+/// The loss of keeping only the first `r` directions, for every `r`.
 fn losses(found: &Directions, importance: &Importance, scaled: bool) -> Result<Vec<f64>> {
     let energies = &found.energies;
     match importance {
@@ -195,24 +191,24 @@ fn losses(found: &Directions, importance: &Importance, scaled: bool) -> Result<V
 
 /// The spectrum of a linear's output and the directions that belong to it.
 #[derive(Debug)]
-pub(crate) struct Directions {
+struct Directions {
     /// Energy per token along each direction, largest first, none negative.
-    pub(crate) energies: Vec<f64>,
+    energies: Vec<f64>,
     /// `[m, k]` f64, orthonormal columns in the same order, as many as were wanted or there are.
-    pub(crate) vectors: Tensor,
+    vectors: Tensor,
     /// `E[y] [m]` f64 where the linear has a bias.
-    pub(crate) mean: Option<Tensor>,
+    mean: Option<Tensor>,
     /// Negative eigenvalues beyond rounding.
-    pub(crate) repairs: Repairs,
+    repairs: Repairs,
 }
 
 /// Principal directions of `S y`, `y = W x + b`, over the calibration tokens, about the mean where
 /// there is a bias and about zero where there is none; the energies of all of them, the vectors of
 /// the first `wanted`. `scale [m]` is the diagonal of `S`. The weight is read only where the moment
 /// of the outputs is not at hand.
-pub(crate) fn principal_directions(
+fn principal_directions(
     site: &Site,
-    weight: &dyn Fn() -> Result<Tensor>,
+    weights: &Weights<'_>,
     bias: Option<&Tensor>,
     stats: &SiteStats,
     scale: Option<&[f64]>,
@@ -239,7 +235,7 @@ pub(crate) fn principal_directions(
             (eigen.values, eigen.vectors)
         }
         Side::Input => {
-            let weight = weight()?;
+            let weight = weights.weight(site)?;
             if let Some(b) = bias {
                 let x = moment.mean(name)?.unsqueeze(1)?;
                 mean = Some((weight.matmul(&x)?.squeeze(1)? + b)?);
@@ -272,196 +268,4 @@ pub(crate) fn principal_directions(
         *energy = energy.max(0.0);
     }
     Ok(Directions { energies, vectors, mean, repairs })
-}
-
-#[cfg(test)]
-mod tests {
-    use std::sync::Arc;
-
-    use candle_core::{Device, safetensors::save};
-
-    use super::*;
-    use crate::arch::Role;
-    use crate::checkpoint::Dtype;
-    use crate::measure::SecondMoment;
-    use crate::random::split_mix;
-    use crate::settings::Rule;
-
-    const TOKENS: usize = 300;
-
-    /// Numbers in (-1, 1).
-    fn random(shape: (usize, usize), seed: u64) -> Tensor {
-        let mut state = seed;
-        let count = shape.0 * shape.1;
-        let values: Vec<f32> =
-            (0..count).map(|_| (split_mix(&mut state) >> 40) as f32 / 8_388_608.0 - 1.0).collect();
-        Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
-    }
-
-    fn site(m: usize, n: usize, bias: bool) -> Site {
-        let site = Site::linear("linear", Role::AttnQ, [m, n]);
-        if bias { site.with_bias(Dtype::F32) } else { site }
-    }
-
-    /// Correlated inputs with a mean, one channel much larger than the rest and one always zero.
-    fn inputs(n: usize, seed: u64) -> Tensor {
-        let mixed = random((TOKENS, n), seed).matmul(&random((n, n), seed + 1)).unwrap();
-        let scale: Vec<f32> =
-            (0..n).map(|i| [1.0, 0.0, 30.0][if i < 3 && n > 4 { i } else { 0 }]).collect();
-        let scale = Tensor::from_vec(scale, (1, n), &Device::Cpu).unwrap();
-        mixed.broadcast_add(&random((1, n), seed + 2)).unwrap().broadcast_mul(&scale).unwrap()
-    }
-
-    fn stats(side: Side, rows: &Tensor) -> SiteStats {
-        let mut moment = SecondMoment::new(rows.dim(1).unwrap(), &Device::Cpu).unwrap();
-        for chunk in rows.chunk(3, 0).unwrap() {
-            moment.add(&chunk.contiguous().unwrap()).unwrap();
-        }
-        SiteStats {
-            side,
-            second: Some(Arc::new(moment)),
-            input_squares: Arc::from([]),
-            importance: Importance::Energy(1.0),
-        }
-    }
-
-    fn wide(t: &Tensor) -> Tensor {
-        t.to_dtype(DType::F64).unwrap()
-    }
-
-    fn squared(t: &Tensor) -> f64 {
-        t.sqr().unwrap().sum_all().unwrap().to_scalar::<f64>().unwrap() / TOKENS as f64
-    }
-
-    /// Energy per token that `y` loses when projected on the first `r` columns of `u`.
-    fn lost(y: &Tensor, u: &Tensor, r: usize) -> f64 {
-        let u = u.narrow(1, 0, r).unwrap().contiguous().unwrap();
-        let kept = y.matmul(&u).unwrap().matmul(&u.t().unwrap()).unwrap();
-        squared(&(y - kept).unwrap())
-    }
-
-    #[test]
-    fn the_error_of_every_rank_is_the_tail_of_the_spectrum_on_every_route() {
-        for (m, n) in [(7, 13), (13, 7), (16, 16), (1, 5), (5, 1), (33, 31), (12, 40), (40, 12)] {
-            let (w, x) = (wide(&random((m, n), 11)), inputs(n, 5));
-            let y = wide(&x).matmul(&w.t().unwrap()).unwrap();
-            let outputs = y.to_dtype(DType::F32).unwrap();
-            for stats in [stats(Side::Input, &x), stats(Side::Output, &outputs)] {
-                let found = principal_directions(
-                    &site(m, n, false),
-                    &|| Ok(w.clone()),
-                    None,
-                    &stats,
-                    None,
-                    m,
-                )
-                .unwrap();
-                let total: f64 = found.energies.iter().sum();
-                for r in [1, m / 8, m / 2, m.min(n), m] {
-                    let r = r.clamp(1, found.vectors.dim(1).unwrap());
-                    let tail: f64 = found.energies[r..].iter().sum();
-                    let gap = (lost(&y, &found.vectors, r) - tail).abs();
-                    assert!(
-                        gap < 1e-6 * total,
-                        "{m}x{n} {:?} rank {r}: {gap:e} of {total}",
-                        stats.side
-                    );
-                }
-                assert_eq!(found.repairs, Repairs::default());
-            }
-        }
-    }
-
-    #[test]
-    fn no_worse_than_whitening_and_better_than_the_weight_alone() {
-        let (m, n, r) = (24, 17, 6);
-        let (w, x) = (wide(&random((m, n), 3)), inputs(n, 8));
-        let y = wide(&x).matmul(&w.t().unwrap()).unwrap();
-        let stats = stats(Side::Input, &x);
-        let found =
-            principal_directions(&site(m, n, false), &|| Ok(w.clone()), None, &stats, None, m)
-                .unwrap();
-        // Whitening: the truncated SVD of W L, with L Lᵀ the second moment, spans the same space.
-        let white = w.matmul(&stats.moment().unwrap().root(false, "x").unwrap()).unwrap();
-        let whitened = linalg::svd(&white, "white").unwrap().u;
-        let plain = linalg::svd(&w, "plain").unwrap().u;
-        let total = squared(&y);
-        let [ours, whitened, plain] =
-            [&found.vectors, &whitened, &plain].map(|u| lost(&y, u, r) / total);
-        assert!((ours - whitened).abs() < 1e-6, "{ours} {whitened}");
-        assert!(ours < 0.9 * plain, "{ours} {plain}");
-    }
-
-    /// Runs the pass on a weight and bias on disk and returns `(v, u, bias)` for `rank`.
-    fn applied(
-        w: &Tensor,
-        b: Option<&Tensor>,
-        stats: &SiteStats,
-        rank: usize,
-    ) -> [Option<Tensor>; 3] {
-        let folder = tempfile::tempdir().unwrap();
-        let tensors = [("linear.weight", Some(w)), ("linear.bias", b)];
-        let tensors: std::collections::HashMap<_, _> = tensors
-            .into_iter()
-            .filter_map(|(name, t)| Some((name, t?.to_dtype(DType::F32).unwrap())))
-            .collect();
-        save(&tensors, folder.path().join("model.safetensors")).unwrap();
-        std::fs::write(folder.path().join("config.json"), "{}").unwrap();
-        let checkpoint = crate::checkpoint::Checkpoint::open(folder.path()).unwrap();
-        let weights = Weights::new(&checkpoint, &Device::Cpu);
-        let (m, n) = w.dims2().unwrap();
-        let site = site(m, n, b.is_some());
-        let pass = Lord::new(&Settings { rank_multiple: 1, ..Settings::new(Rule::keep(0.5)) });
-        let analysis = pass.analyse(&site, &weights, Some(stats)).unwrap();
-        let chosen = Storage::LowRank { rank };
-        let mut pieces = pass.make(&site, &weights, &analysis, chosen, Piece::V).unwrap();
-        [Piece::V, Piece::U, Piece::Bias].map(|piece| pieces.remove(&piece))
-    }
-
-    #[test]
-    fn factors_of_a_smaller_rank_are_a_slice_of_those_of_a_larger() {
-        for (m, n) in [(20, 30), (30, 20)] {
-            let (w, x) = (random((m, n), 21), inputs(n, 22));
-            let [v, u, _] = applied(&w, None, &stats(Side::Input, &x), 9);
-            let [small_v, small_u, _] = applied(&w, None, &stats(Side::Input, &x), 4);
-            let rows = |t: &Tensor| t.to_vec2::<f32>().unwrap();
-            assert_eq!(rows(&small_u.unwrap()), rows(&u.unwrap().narrow(1, 0, 4).unwrap()));
-            for (a, b) in
-                rows(&small_v.unwrap()).iter().flatten().zip(rows(&v.unwrap()).iter().flatten())
-            {
-                assert!((a - b).abs() < 1e-5, "{a} {b}");
-            }
-        }
-    }
-
-    #[test]
-    fn a_linear_with_a_bias_keeps_its_mean_output_and_gains_by_centring() {
-        for (m, n, side) in [(18, 25, Side::Input), (25, 18, Side::Input), (10, 40, Side::Output)] {
-            let rank = 3;
-            let (w, x) = (wide(&random((m, n), 31)), inputs(n, 32));
-            let b = (wide(&random((1, m), 33)) * 5.0).unwrap();
-            let plain = wide(&x).matmul(&w.t().unwrap()).unwrap();
-            let y = plain.broadcast_add(&b).unwrap();
-            let seen = match side {
-                Side::Input => stats(side, &x),
-                Side::Output => stats(side, &y.to_dtype(DType::F32).unwrap()),
-            };
-            let [v, u, bias] =
-                applied(&w, Some(&b.squeeze(0).unwrap()), &seen, rank).map(|t| wide(&t.unwrap()));
-            let factors = |v: &Tensor, u: &Tensor| {
-                wide(&x).matmul(&v.t().unwrap()).unwrap().matmul(&u.t().unwrap()).unwrap()
-            };
-            let ours = factors(&v, &u).broadcast_add(&bias).unwrap();
-            let off = (&y - &ours).unwrap();
-            let mean =
-                off.mean(0).unwrap().abs().unwrap().max(0).unwrap().to_scalar::<f64>().unwrap();
-            let size = squared(&y).sqrt();
-            assert!(mean < 1e-5 * size, "{m}x{n}: the mean output moved by {mean} of {size}");
-            // Against the same rank about zero, which keeps the bias as it was.
-            let [v, u, _] =
-                applied(&w, None, &stats(Side::Input, &x), rank).map(|t| t.map(|t| wide(&t)));
-            let uncentred = (plain - factors(&v.unwrap(), &u.unwrap())).unwrap();
-            assert!(squared(&off) < squared(&uncentred), "{m}x{n}");
-        }
-    }
 }

@@ -1,8 +1,9 @@
-//! What every low-rank method shares: which ranks are worth offering, what truncation costs, and the
-//! offers that follow.
+//! Code shared by the low-rank methods: the ranks that are worth offering, the losses of truncation,
+//! and the offers that follow.
 
 use candle_core::Tensor;
 
+use super::Analysis;
 use crate::arch::{Site, Storage};
 use crate::error::Result;
 use crate::plan::Offer;
@@ -22,8 +23,8 @@ pub fn uniform_rank(m: usize, n: usize, kept: f64, multiple: usize) -> Option<us
     (rank <= Site::break_even_of([m, n])).then_some(rank)
 }
 
-/// The ranks a site may be given: multiples of `multiple` whose factors are smaller than what is
-/// stored now.
+/// The ranks a site may be given: multiples of `multiple` whose factors are smaller than the weight as
+/// it is stored now.
 pub(super) fn ranks(site: &Site, multiple: usize) -> impl Iterator<Item = usize> {
     let largest = match site.storage {
         Storage::Dense => site.break_even(),
@@ -40,14 +41,23 @@ pub(super) fn can_shrink(site: &Site, multiple: usize) -> bool {
     in_reach && ranks(site, multiple).next().is_some()
 }
 
-/// The loss of dropping all directions beyond what was measured, as a share of the loss of dropping
-/// everything. Few tokens leave directions that nothing was seen along, and dropping them is not free: a
-/// billionth is far below any real loss, and enough that of two offers that seem to lose nothing the
-/// larger wins.
+/// The loss that dropping all directions adds to the measured one, as a share of the loss of dropping
+/// everything; an offer that drops a part adds that part of it. Few tokens leave directions along which
+/// nothing was measured, and dropping them is not free. A billionth is far below any real loss, and
+/// enough that of two offers that seem to lose nothing the larger wins.
 const UNSEEN: f64 = 1e-9;
 
-/// One offer per rank. `losses[r]` is what keeping the first `r` components costs.
-pub(super) fn offers(site: &Site, losses: &[f64], multiple: usize) -> Vec<Offer> {
+/// One offer per rank, from the `losses` of an analysis: the loss of keeping only the first `r`
+/// components, for every `r` from 0. Without an analysis they are assumed.
+pub(super) fn offers(
+    site: &Site,
+    analysis: Option<&Analysis>,
+    multiple: usize,
+) -> Result<Vec<Offer>> {
+    let losses = match analysis {
+        Some(analysis) => analysis.numbers("losses")?,
+        None => assumed_losses(site),
+    };
     let everything = losses.first().copied().unwrap_or(0.0);
     let offer = |rank: usize| {
         let dropped = 1.0 - rank as f64 / site.stored_rank() as f64;
@@ -55,7 +65,7 @@ pub(super) fn offers(site: &Site, losses: &[f64], multiple: usize) -> Vec<Offer>
         let lost = losses.get(rank).copied().unwrap_or(0.0) + unseen;
         Offer::of(site, Storage::LowRank { rank }, lost)
     };
-    ranks(site, multiple).map(offer).collect()
+    Ok(ranks(site, multiple).map(offer).collect())
 }
 
 /// `factor · Σ_{i>=r} energies[i]` for every `r` from 0 to all.
@@ -73,7 +83,7 @@ pub(super) fn tail_shares(energies: &[f64], weight: f64) -> Vec<f64> {
     tails(energies, if total > 0.0 { weight / total } else { 0.0 })
 }
 
-/// What truncation costs where components are correlated. The output is `y = U c` with columns `U`
+/// The losses of truncation where components are correlated. The output is `y = U c` with columns `U`
 /// `[m, k]`; keeping the first `r` leaves out `δy = Σ_{i>=r} u_i c_i`, which with `d [m]` the second
 /// moment of the loss's gradient at each output costs, in nats per token,
 ///
@@ -88,7 +98,7 @@ pub(super) fn truncation_losses(u: &Tensor, second: &Tensor, d: &[f64]) -> Resul
     let terms = (metric * second)?.to_vec2::<f64>()?;
     let mut losses = vec![0.0; terms.len() + 1];
     for r in (0..terms.len()).rev() {
-        // Row and column r join what is left out; the matrix is symmetric.
+        // Row and column r join the part that is left out; the matrix is symmetric.
         let row: f64 = terms[r][r + 1..].iter().sum();
         losses[r] = losses[r + 1] + 0.5 * terms[r][r] + row;
     }
@@ -99,7 +109,7 @@ pub(super) fn truncation_losses(u: &Tensor, second: &Tensor, d: &[f64]) -> Resul
 /// The losses taken for granted where nothing was measured: component `i` of `k` carries
 /// `(1 - i/k)⁴`. Only its shape matters: convex, so that a plan from headers spreads the budget
 /// evenly over sites of one shape.
-pub(super) fn assumed_losses(site: &Site) -> Vec<f64> {
+fn assumed_losses(site: &Site) -> Vec<f64> {
     let k = site.stored_rank();
     let share = |i: usize| 1.0 - i as f64 / k as f64;
     let energies: Vec<f64> = (0..k).map(|i| share(i).powi(4)).collect();

@@ -34,13 +34,13 @@ mod welore;
 
 pub use analysis::{Analysis, Repairs, TensorSource};
 pub use bitstack::Bitstack;
-pub use levels::{Level, Levels};
+pub use levels::{Levels, TakenLevel};
 pub use lord::Lord;
 pub use low_rank::uniform_rank;
-pub use welore::{Welore, reduction_ranks};
+pub use welore::Welore;
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use candle_core::{DType, Device, Tensor};
 use serde_json::Value;
@@ -119,8 +119,8 @@ pub trait Pass: Sync {
         piece: Piece,
     ) -> Result<Pieces>;
 
-    /// The relative error `|W - Ŵ| / |W|` of `chosen`, where the analysis knows it; else whoever writes
-    /// the pieces measures it.
+    /// The relative error `|W - Ŵ| / |W|` of `chosen`, where the analysis knows it; else whoever writes the
+    /// pieces measures that of factors that are made together.
     ///
     /// # Errors
     /// An analysis that cannot be read.
@@ -128,8 +128,8 @@ pub trait Pass: Sync {
         Ok(None)
     }
 
-    /// The ranks that the method's own published rule gives to these linears for `--reduce` this fraction;
-    /// `None` of a linear that stays as it is, and altogether where the method has no such rule.
+    /// The ranks that the method's own published rule gives to these linears for
+    /// [`Rule::Reduce`](crate::settings::Rule::Reduce) of this fraction; `None` of a linear that stays as it is, and altogether where the method has no such rule.
     ///
     /// # Errors
     /// An analysis that cannot be read.
@@ -149,6 +149,8 @@ pub struct Entry {
     pub name: &'static str,
     /// What it does, in a line.
     pub about: &'static str,
+    /// Whether it makes stacks, whose size is chosen when they are read.
+    pub stacks: bool,
     /// Makes its pass.
     pub make: fn(&Settings) -> Box<dyn Pass>,
 }
@@ -160,11 +162,22 @@ pub const ALL: [Entry; 3] = [lord::ENTRY, welore::ENTRY, bitstack::ENTRY];
 /// of the caller's.
 ///
 /// # Errors
-/// [`Error::Usage`] for a name that is none of a method.
+/// [`Error::Usage`] for a name that is none of a method, and for a method of an odd name or that of another.
 pub fn passes(settings: &Settings, own: Vec<Box<dyn Pass>>) -> Result<Vec<Box<dyn Pass>>> {
     let made = ALL.iter().map(|entry| (entry.make)(settings));
     let all: Vec<Box<dyn Pass>> = made.chain(own).collect();
     let known: Vec<Method> = all.iter().map(|pass| pass.method()).collect();
+    // A name is a part of file names, and of nobody else's.
+    let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    for (at, method) in known.iter().enumerate() {
+        if known[..at].contains(method) || !method.as_str().chars().all(plain) {
+            let message = format!("a method cannot be named `{method}`");
+            return Err(Error::usage(
+                message,
+                "choose lower-case letters, digits and `-`, not a name that is taken",
+            ));
+        }
+    }
     if let Some(unknown) = settings.methods.iter().find(|method| !known.contains(method)) {
         let known: Vec<&str> = known.iter().map(Method::as_str).collect();
         let message = format!("`{unknown}` is not a method");
@@ -181,6 +194,8 @@ pub type Pieces = BTreeMap<Piece, Tensor>;
 pub struct Weights<'a> {
     source: &'a dyn Source,
     device: &'a Device,
+    /// Weights that are at hand already, by name.
+    held: HashMap<String, Tensor>,
     /// The weight that was read last, where it is kept until another is.
     last: Option<RefCell<Option<(String, Tensor)>>>,
 }
@@ -188,7 +203,7 @@ pub struct Weights<'a> {
 impl<'a> Weights<'a> {
     /// Reads from `source` onto `device`.
     pub fn new(source: &'a dyn Source, device: &'a Device) -> Self {
-        Self { source, device, last: None }
+        Self { source, device, held: HashMap::new(), last: None }
     }
 
     /// The same, for somebody who looks at one weight more than once and has room for it.
@@ -197,11 +212,34 @@ impl<'a> Weights<'a> {
         Self { last: Some(RefCell::default()), ..self }
     }
 
+    /// The same, but that these weights `[out, in]`, by name, are not read again.
+    #[must_use]
+    pub fn holding(self, held: HashMap<String, Tensor>) -> Self {
+        Self { held, ..self }
+    }
+
+    /// Whether the weight of `site` is at hand, and is not read when it is asked for.
+    pub fn holds(&self, site: &Site) -> bool {
+        let last = self
+            .last
+            .as_ref()
+            .is_some_and(|last| last.borrow().as_ref().is_some_and(|(name, _)| *name == site.name));
+        last || self.held.contains_key(&site.name)
+    }
+
+    /// Lets go of a weight that was at hand.
+    pub fn forget(&mut self, site: &Site) {
+        self.held.remove(&site.name);
+    }
+
     /// The weight `[out, in]` f32 of `site`, multiplied out.
     ///
     /// # Errors
     /// A tensor that cannot be read or is not finite.
     pub fn dense(&self, site: &Site) -> Result<Tensor> {
+        if let Some(weight) = self.held.get(&site.name) {
+            return Ok(weight.to_dtype(DType::F32)?);
+        }
         let read = || dense_weight(self.source, site, self.device);
         let Some(last) = &self.last else { return read() };
         if let Some((name, weight)) = last.borrow().as_ref()

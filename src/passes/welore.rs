@@ -5,16 +5,16 @@
 //! W = U diag(s) Vᵀ      u = U_r √s_r [m, r]      v = √s_r V_rᵀ [r, n]      lost share = Σ_{i>r} s_i² / Σ s_i²
 //! ```
 //!
-//! The factors never look at data. Where text was measured the expected loss does: with `c = Uᵀ W x`,
-//! keeping `r` leaves out `Σ_{i>r} u_i c_i`, whose price is [`truncation_losses`]. So its offers stand
-//! beside those of other methods in one currency.
+//! The factors do not depend on data. Where text was measured, the expected loss does: with
+//! `c = Uᵀ W x`, keeping `r` leaves out `Σ_{i>r} u_i c_i`, priced by [`truncation_losses`]. So its
+//! offers are in one currency with the offers of other methods.
 //!
-//! `--reduce F` is the paper's rule ([`reduction_ranks`]): one threshold over the min-max normalised
+//! [`Rule::Reduce`](crate::settings::Rule::Reduce) is the paper's rule ([`Pass::reduced_ranks`]): one threshold over the min-max normalised
 //! singular values of all linears together, as the exact quantile.
 
 use candle_core::{DType, Tensor};
 
-use super::low_rank::{assumed_losses, can_shrink, offers, ranks, tail_shares, truncation_losses};
+use super::low_rank::{can_shrink, offers, ranks, tail_shares, truncation_losses};
 use super::{Analysis, Entry, Needs, Pass, Pieces, Weights, cannot_make};
 use crate::arch::{Piece, Site, Storage};
 use crate::error::Result;
@@ -27,6 +27,7 @@ use crate::settings::{Method, Settings};
 pub(super) const ENTRY: Entry = Entry {
     name: "welore",
     about: "Singular values of the weights alone",
+    stacks: false,
     make: |settings| Box::new(Welore::new(settings)),
 };
 
@@ -37,7 +38,7 @@ pub struct Welore {
 }
 
 impl Welore {
-    /// With what `settings` say of ranks.
+    /// The pass with the `rank_multiple` of `settings`.
     pub fn new(settings: &Settings) -> Self {
         Self { rank_multiple: settings.rank_multiple }
     }
@@ -87,11 +88,7 @@ impl Pass for Welore {
     }
 
     fn offers(&self, site: &Site, analysis: Option<&Analysis>) -> Result<Vec<Offer>> {
-        let losses = match analysis {
-            Some(analysis) => analysis.numbers("losses")?,
-            None => assumed_losses(site),
-        };
-        Ok(offers(site, &losses, self.rank_multiple))
+        offers(site, analysis, self.rank_multiple)
     }
 
     fn make(
@@ -112,12 +109,40 @@ impl Pass for Welore {
         Ok(pieces)
     }
 
+    /// The paper's ranks for an effective rank reduction of `fraction` in `[0, 1)`: singular values of each
+    /// linear are scaled to `z = (s - s_min) / (s_max - s_min)`, the `fraction` quantile of all of them is
+    /// the threshold, and a linear keeps as many as lie above it. Where that is at least half of its rank
+    /// it stays dense (`None`), since square factors would not be smaller.
     fn reduced_ranks(
         &self,
         linears: &[(&Site, Analysis)],
         fraction: f64,
     ) -> Result<Option<Vec<Option<usize>>>> {
-        reduction_ranks(linears, fraction, self.rank_multiple).map(Some)
+        let multiple = self.rank_multiple;
+        let mut scaled = Vec::with_capacity(linears.len());
+        for (_, analysis) in linears {
+            let s = analysis.numbers("singular_values")?;
+            let (max, min) = (s.first().copied().unwrap_or(0.0), s.last().copied().unwrap_or(0.0));
+            let span = if max > min { max - min } else { 1.0 };
+            scaled.push(s.iter().map(|v| (v - min) / span).collect::<Vec<f64>>());
+        }
+        let mut pooled: Vec<f64> = scaled.iter().flatten().copied().collect();
+        pooled.sort_by(f64::total_cmp);
+        #[expect(
+            clippy::cast_precision_loss,
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "a position in a list"
+        )]
+        let position = (fraction * pooled.len() as f64).round() as usize;
+        let threshold = pooled.get(position).copied().unwrap_or(f64::INFINITY);
+        let rank = |(site, z): (&Site, &Vec<f64>)| {
+            let above = z.partition_point(|&z| z >= threshold);
+            let rank = (above / multiple * multiple).max(multiple);
+            let shrinks = site.bytes(Storage::LowRank { rank }) < site.stored_bytes();
+            (2 * above < z.len() && shrinks).then_some(rank)
+        };
+        Ok(Some(linears.iter().map(|(site, _)| *site).zip(&scaled).map(rank).collect()))
     }
 }
 
@@ -149,7 +174,7 @@ fn coefficients(
     }
 }
 
-/// What keeping the first `r` singular values costs, for every `r`.
+/// The loss of keeping only the first `r` singular values, for every `r`.
 fn measured_losses(u: &Tensor, second: &Tensor, importance: &Importance) -> Result<Vec<f64>> {
     match importance {
         Importance::Gradients { channels, .. } => truncation_losses(u, second, channels),
@@ -159,42 +184,4 @@ fn measured_losses(u: &Tensor, second: &Tensor, importance: &Importance) -> Resu
             Ok(tail_shares(&energies, *share))
         }
     }
-}
-
-/// The paper's ranks for an effective rank reduction of `reduce` in `[0, 1)`: singular values of
-/// each linear are scaled to `z = (s - s_min) / (s_max - s_min)`, the `reduce` quantile of all of
-/// them is the threshold, and a linear keeps as many as lie above it. Where that is at least half
-/// of its rank it stays dense (`None`), since square factors would not be smaller.
-///
-/// # Errors
-/// An analysis of another pass is a bug.
-pub fn reduction_ranks(
-    linears: &[(&Site, Analysis)],
-    reduce: f64,
-    multiple: usize,
-) -> Result<Vec<Option<usize>>> {
-    let mut scaled = Vec::with_capacity(linears.len());
-    for (_, analysis) in linears {
-        let s = analysis.numbers("singular_values")?;
-        let (max, min) = (s.first().copied().unwrap_or(0.0), s.last().copied().unwrap_or(0.0));
-        let span = if max > min { max - min } else { 1.0 };
-        scaled.push(s.iter().map(|v| (v - min) / span).collect::<Vec<f64>>());
-    }
-    let mut pooled: Vec<f64> = scaled.iter().flatten().copied().collect();
-    pooled.sort_by(f64::total_cmp);
-    #[expect(
-        clippy::cast_precision_loss,
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        reason = "a position in a list"
-    )]
-    let position = (reduce * pooled.len() as f64).round() as usize;
-    let threshold = pooled.get(position).copied().unwrap_or(f64::INFINITY);
-    let rank = |(site, z): (&Site, &Vec<f64>)| {
-        let above = z.partition_point(|&z| z >= threshold);
-        let rank = (above / multiple * multiple).max(multiple);
-        let shrinks = site.bytes(Storage::LowRank { rank }) < site.stored_bytes();
-        (2 * above < z.len() && shrinks).then_some(rank)
-    };
-    Ok(linears.iter().map(|(site, _)| *site).zip(&scaled).map(rank).collect())
 }

@@ -1,6 +1,8 @@
 //! Measure and analyse: one block at a time, what the passes need and what they make of it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
+
+use candle_core::Tensor;
 
 use super::run::Run;
 use super::statistics::Statistics;
@@ -32,9 +34,9 @@ pub(super) fn analyse(run: &Run<'_>, job: &mut Job) -> Result<()> {
                 false => Vec::new(),
             };
             let stats = statistics.of_layer(&sites, run)?;
-            analyse_sites(run, todo(Some(layer), job), &stats, job)?;
+            analyse_sites(run, &todo(Some(layer), job), &stats, statistics.take_weights(), job)?;
         }
-        analyse_sites(run, outside, &BTreeMap::new(), job)?;
+        analyse_sites(run, &outside, &BTreeMap::new(), HashMap::new(), job)?;
         run.progress.end();
     }
     run.passes.iter().try_for_each(|pass| job.complete(&pass.method()))
@@ -59,19 +61,27 @@ impl<'a> Todo<'a> {
     }
 }
 
-/// Makes and stores analyses.
+/// Makes and stores analyses. `held` are weights that are at hand from measuring, each let go once its
+/// linear is done with.
 fn analyse_sites(
     run: &Run<'_>,
-    todo: Vec<Todo<'_>>,
+    todo: &[Todo<'_>],
     stats: &BTreeMap<String, SiteStats>,
+    mut held: HashMap<String, Tensor>,
     job: &mut Job,
 ) -> Result<()> {
-    let weights = Weights::new(run.model.checkpoint(), run.device());
-    for Todo { site, pass } in todo {
-        run.progress.check()?;
-        let analysis = pass.analyse(site, &weights, stats.get(&site.name))?;
-        job.store(&site.name, pass, &analysis)?;
-        run.progress.advance(1);
+    held.retain(|name, _| todo.iter().any(|todo| todo.site.name == *name));
+    let mut weights = Weights::new(run.model.checkpoint(), run.device()).holding(held);
+    for of_site in todo.chunk_by(|a, b| a.site.name == b.site.name) {
+        for Todo { site, pass } in of_site {
+            run.progress.check()?;
+            let analysis = pass.analyse(site, &weights, stats.get(&site.name))?;
+            job.store(&site.name, *pass, &analysis)?;
+            run.progress.advance(1);
+        }
+        if let Some(done) = of_site.first() {
+            weights.forget(done.site);
+        }
     }
     Ok(())
 }

@@ -49,7 +49,7 @@ pub fn cut(
     let levels_in = model.require_stack()?.levels().len();
     let bytes_in = model.weight_bytes();
     let record = StackRecord::read(&model)?;
-    let whole = whole(&model)?;
+    let whole = whole(&model, record.is_some())?;
     let model = model.prefix(budget)?;
     for site in model.sites().iter().filter(|site| site.storage.is_stack()) {
         stack_scale(model.checkpoint(), site)?;
@@ -66,15 +66,18 @@ pub fn cut(
     let stack = record.filter(|_| !fold).map(|record| record.prefix(levels));
     let fit = Fit { budget, folded: fold, prefix_bytes, levels, expected_loss, whole, stack };
     let weight_bytes = output.specs().iter().map(TensorSpec::bytes).sum();
-    let manifest = |_: &Producer<'_>| Manifest::of_fit(fit, weight_bytes);
+    let mut manifest = Manifest::new(weight_bytes);
+    manifest.fit = Some(fit);
     let destination = Destination { out, options, progress };
-    let written = write(&output, &mut Producer::of_model(&model), manifest, &destination)?;
+    let written = write(&output, &mut Producer::of_model(&model), |_| manifest, &destination)?;
     Ok(Fitted { written, prefix_bytes, levels, linears, bytes_in, levels_in, expected_loss })
 }
 
-/// The stack that `model` is a prefix of: a prefix of a prefix is one of the first, and the same one.
-fn whole(model: &Model) -> Result<WholeStack> {
-    if let Some(fit) = Manifest::read(model)?.and_then(|manifest| manifest.fit) {
+/// The stack that `model` is a prefix of: a prefix of a prefix is one of the first, and the same one. It
+/// says so beside it, unless that manifest is of something else.
+fn whole(model: &Model, own_manifest: bool) -> Result<WholeStack> {
+    let manifest = if own_manifest { Manifest::read(model)? } else { None };
+    if let Some(fit) = manifest.and_then(|manifest| manifest.fit) {
         return Ok(fit.whole);
     }
     Ok(WholeStack {

@@ -4,6 +4,7 @@ use super::rules;
 use super::run::Run;
 use crate::arch::Site;
 use crate::error::{Error, Result};
+use crate::job::Job;
 use crate::passes::{Analysis, Pass};
 use crate::plan::{LevelLosses, LossBasis, Offer, Plan, PlannedSite, order_levels};
 use crate::settings::{Method, Rule};
@@ -15,9 +16,8 @@ pub(super) struct Candidate {
     pub(super) offer: Offer,
 }
 
-/// The plan of `run` from what was measured; where nothing was, from shapes and an assumed spectrum.
-pub(super) fn plan(run: &Run<'_>) -> Result<Plan> {
-    let job = run.job.as_ref().filter(|_| run.is_measured());
+/// The plan of `run` from what `job` holds; without one, from shapes and an assumed spectrum.
+pub(super) fn plan(run: &Run<'_>, job: Option<&Job>) -> Result<Plan> {
     let basis = match (job, &run.text) {
         (None, _) => LossBasis::Assumed,
         (Some(_), Some(_)) if run.settings.gradients => LossBasis::Nats,
@@ -29,19 +29,7 @@ pub(super) fn plan(run: &Run<'_>) -> Result<Plan> {
         candidates(site, &run.passes, &analysis)
     };
     let candidates = run.model.sites().iter().map(of_site).collect::<Result<Vec<_>>>()?;
-    draw(run, &candidates, basis)
-}
-
-/// The plan of `run` from shapes alone, whatever was measured.
-pub(super) fn outline(run: &Run<'_>) -> Result<Plan> {
-    let sites = run.model.sites().iter();
-    let candidates: Result<Vec<_>> =
-        sites.map(|site| candidates(site, &run.passes, &|_| None)).collect();
-    draw(run, &candidates?, LossBasis::Assumed)
-}
-
-fn draw(run: &Run<'_>, candidates: &[Vec<Candidate>], basis: LossBasis) -> Result<Plan> {
-    let chosen = rules::choose(run, candidates)?;
+    let chosen = rules::choose(run, job, &candidates)?;
     let sites = || run.model.sites().iter().zip(candidates.iter().zip(&chosen));
     let losses: Vec<LevelLosses> = sites()
         .enumerate()
@@ -92,26 +80,21 @@ pub(super) fn candidates(
     Ok(found)
 }
 
-/// If the chosen candidate is a stack: the expected loss with 1, 2 … levels, from the candidates of the
-/// same rank, and the bytes of a level.
+/// If the chosen candidate is a stack: the expected loss with 1, 2 … levels, from the candidates that its
+/// method made of the same rank, and the bytes of a level.
 fn level_losses(
     number: usize,
     site: &Site,
     candidates: &[Candidate],
     chosen: usize,
 ) -> Option<LevelLosses> {
-    let stack = candidates[chosen].offer.storage;
-    if !stack.is_stack() {
-        return None;
-    }
-    let mut losses = vec![0.0; stack.levels()];
-    for Offer { storage, price } in candidates.iter().map(|candidate| candidate.offer) {
-        if storage.is_stack()
-            && storage.rank() == stack.rank()
-            && storage.levels() <= stack.levels()
-        {
-            losses[storage.levels() - 1] = price.expected_loss;
-        }
-    }
-    Some(LevelLosses { site: number, losses, bytes: site.level_bytes(stack.rank()) })
+    let Candidate { method, offer: Offer { storage: stack, .. } } = &candidates[chosen];
+    // By bytes ascending, so level by level.
+    let alike = candidates.iter().filter(|candidate| {
+        let storage = candidate.offer.storage;
+        candidate.method == *method && storage.is_stack() && storage.rank() == stack.rank()
+    });
+    let losses = alike.map(|candidate| candidate.offer.price.expected_loss).take(stack.levels());
+    let bytes = site.level_bytes(stack.rank());
+    stack.is_stack().then(|| LevelLosses { site: number, losses: losses.collect(), bytes })
 }

@@ -17,7 +17,7 @@ use crate::plan::{LossBasis, Plan, PlannedStack};
 const LAYOUT: u32 = 2;
 
 /// The manifest.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(super) struct Manifest {
     layout: u32,
     /// Version of bantam that wrote the model.
@@ -71,27 +71,20 @@ impl Manifest {
     pub(super) fn of_plan(plan: &Plan, job: &Job, errors: &BTreeMap<String, f64>) -> Self {
         Self {
             relative_error: errors.clone(),
-            repairs: Some(job.repairs()),
+            repairs: Some(job.repairs(&plan.settings.methods)),
             // What this machine needed for it is no property of the model.
             plan: Some(Plan { memory: None, ..plan.clone() }),
             ..Self::new(plan.weight_bytes)
         }
     }
 
-    /// Of a stack that was cut, with these bytes written.
-    pub(super) fn of_fit(fit: Fit, weight_bytes: u64) -> Self {
-        Self { fit: Some(fit), ..Self::new(weight_bytes) }
-    }
-
-    fn new(weight_bytes: u64) -> Self {
+    /// With these bytes of weights beside it, and nothing said of them.
+    pub(super) fn new(weight_bytes: u64) -> Self {
         Self {
             layout: LAYOUT,
             bantam: env!("CARGO_PKG_VERSION").to_owned(),
             weight_bytes,
-            relative_error: BTreeMap::new(),
-            repairs: None,
-            plan: None,
-            fit: None,
+            ..Self::default()
         }
     }
 
@@ -106,13 +99,17 @@ impl Manifest {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             other => other.map_err(|e| Error::io("read", &file, e))?,
         };
-        let value: Value = serde_json::from_str(&text).map_err(|e| Error::InvalidFile {
+        let read = || -> serde_json::Result<Option<Self>> {
+            let value: Value = serde_json::from_str(&text)?;
+            // One that another version wrote says nothing that this one understands.
+            let known = value["layout"].as_u64() == Some(LAYOUT.into());
+            known.then(|| serde_json::from_value(value)).transpose()
+        };
+        read().map_err(|e| Error::InvalidFile {
             file,
             problem: e.to_string(),
             hint: Some("a stack can do without it: remove it".into()),
-        })?;
-        // One that another version wrote says nothing that this one understands.
-        Ok(serde_json::from_value(value).ok().filter(|manifest: &Self| manifest.layout == LAYOUT))
+        })
     }
 }
 

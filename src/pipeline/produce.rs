@@ -64,12 +64,6 @@ impl<'a> Producer<'a> {
 
     /// Of the output of `plan`, made from what `run` measured.
     pub(super) fn of_run(run: &'a Run<'_>, plan: &'a Plan) -> Result<Self> {
-        for method in plan.sites.iter().filter_map(|site| site.method.as_ref()) {
-            if !run.passes.iter().any(|pass| pass.method() == *method) {
-                let message = format!("the plan uses method `{method}`");
-                return Err(Error::usage(message, format!("add --method {method}")));
-            }
-        }
         let (model, device) = (run.model, run.device());
         let made_by =
             MadeBy { sites: &plan.sites, passes: &run.passes, job: run.require_job()?, device };
@@ -161,7 +155,8 @@ impl<'a> Producer<'a> {
         match chosen {
             Storage::Dense => self.piece(number, Piece::Weight),
             Storage::LowRank { .. } => {
-                // In f64: what is written is the product, rounded once.
+                // The factors are those that would be written; their product is taken in f64, so that it is
+                // rounded only as it is written.
                 let [u, v] = [Piece::U, Piece::V].map(|piece| -> Result<Tensor> {
                     Ok(self.piece(number, piece)?.to_dtype(DType::F64)?)
                 });
@@ -169,7 +164,7 @@ impl<'a> Producer<'a> {
             }
             Storage::Stack { levels, .. } => {
                 let mut part = |part: LevelPart| -> Result<Tensor> {
-                    let level = |level| self.piece_of_level(number, level, part);
+                    let level = |level| self.piece(number, Piece::Level(level, part));
                     Ok(Tensor::stack(&(0..levels).map(level).collect::<Result<Vec<_>>>()?, 0)?)
                 };
                 let (signs, u, v) =
@@ -182,10 +177,6 @@ impl<'a> Producer<'a> {
         }
     }
 
-    fn piece_of_level(&mut self, number: usize, level: usize, part: LevelPart) -> Result<Tensor> {
-        self.piece(number, Piece::Level(level, part))
-    }
-
     /// The weights or biases of `sites` in the rows of the module that holds them all, f32.
     fn joined(&mut self, sites: Range<usize>, piece: Piece) -> Result<Tensor> {
         // Blocks in the order of the rows: where each starts, and the rows of the part it is.
@@ -196,7 +187,10 @@ impl<'a> Producer<'a> {
             let values = match piece {
                 Piece::Bias if self.chosen(number).is_some() => self.piece(number, piece)?,
                 Piece::Bias => self.weights.bias(site)?.ok_or_else(|| missing("has no bias"))?,
-                _ => self.dense(number)?,
+                Piece::Weight => self.dense(number)?,
+                Piece::V | Piece::U | Piece::Scale | Piece::Level(..) => {
+                    return Err(missing("joins weights and biases only"));
+                }
             };
             let values = values.to_dtype(DType::F32)?;
             let part = site.part.as_ref().ok_or_else(|| missing("is not a part of anything"))?;
@@ -275,18 +269,8 @@ impl Source for Preview<'_> {
             Data::Copied => return self.model.checkpoint().stored(site, piece),
             Data::Bytes(bytes) => bytes,
         };
-        let (dtype, mut shape) = (tensor.spec.dtype, tensor.spec.shape.clone());
-        let part = site.fused().cloned();
-        let bytes = match &part {
-            None => bytes,
-            Some(part) => {
-                let row = bytes.len() / part.total;
-                let rows: Vec<&[u8]> = part.rows.blocks(row).map(|rows| &bytes[rows]).collect();
-                shape[0] = site.out_features;
-                rows.concat()
-            }
-        };
-        Ok(Stored { tensor: name, dtype, shape, bytes: Cow::Owned(bytes), part })
+        let (dtype, shape) = (tensor.spec.dtype, tensor.spec.shape.clone());
+        Ok(Stored::of_site(site, name, dtype, shape, Cow::Owned(bytes)))
     }
 }
 

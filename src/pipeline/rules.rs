@@ -1,15 +1,22 @@
 //! How one candidate of every site is chosen: the allocator for a size, or a published rule.
 
+use std::collections::HashMap;
+
 use super::draw::Candidate;
 use super::run::Run;
 use crate::arch::{Site, Storage};
-use crate::error::{Error, Result};
+use crate::error::{Error, Remedy, Result};
+use crate::job::Job;
 use crate::passes::{Analysis, uniform_rank};
 use crate::plan::{Price, allocate};
-use crate::settings::Rule;
+use crate::settings::{Method, Rule};
 
-/// The position of the candidate that each site gets under the rule of `run`.
-pub(super) fn choose(run: &Run<'_>, candidates: &[Vec<Candidate>]) -> Result<Vec<usize>> {
+/// The position of the candidate that each site gets under the rule of `run`, from what `job` holds.
+pub(super) fn choose(
+    run: &Run<'_>,
+    job: Option<&Job>,
+    candidates: &[Vec<Candidate>],
+) -> Result<Vec<usize>> {
     match run.settings.rule {
         Rule::Target(target) => {
             let budget = target.bytes(run.model.checkpoint().weight_bytes());
@@ -20,10 +27,15 @@ pub(super) fn choose(run: &Run<'_>, candidates: &[Vec<Candidate>]) -> Result<Vec
                 let multiple = run.settings.rank_multiple;
                 uniform_rank(site.out_features, site.in_features, kept, multiple)
             };
+            let mut offered = candidates.iter().flatten().map(|candidate| candidate.offer.storage);
+            if !offered.any(|storage| matches!(storage, Storage::LowRank { .. })) {
+                let message = "`uniform` gives ranks, and no method offers any";
+                return Err(Error::usage(message, Remedy::UseMethod(Method::LORD.to_string())));
+            }
             let sites = run.model.sites().iter().zip(candidates);
             Ok(sites.map(|(site, candidates)| with_rank(candidates, rank(site))).collect())
         }
-        Rule::Reduce(fraction) => reduced(run, candidates, fraction),
+        Rule::Reduce(fraction) => reduced(run, job, candidates, fraction),
         Rule::Stack => Ok(candidates.iter().map(|candidates| most_levels(candidates)).collect()),
     }
 }
@@ -58,24 +70,27 @@ fn by_budget(run: &Run<'_>, candidates: &[Vec<Candidate>], budget: u64) -> Resul
 }
 
 /// The ranks of the method's own published rule.
-fn reduced(run: &Run<'_>, candidates: &[Vec<Candidate>], fraction: f64) -> Result<Vec<usize>> {
-    let (job, [pass]) = (run.job.as_ref().filter(|_| run.is_measured()), run.passes.as_slice())
-    else {
+fn reduced(
+    run: &Run<'_>,
+    job: Option<&Job>,
+    candidates: &[Vec<Candidate>],
+    fraction: f64,
+) -> Result<Vec<usize>> {
+    let [pass] = run.passes.as_slice() else {
         return Err(Error::Bug("a rule of one method was asked of several".into()));
     };
     let job = job.ok_or_else(|| {
-        Error::usage("--reduce ranks singular values", "add --measure to read the weights")
+        Error::usage("`reduce` ranks singular values of the weights", Remedy::Measure)
     })?;
     let analysis = |site: &Site| job.get(&site.name, &pass.method(), run.device());
-    let sites = run.model.sites().iter().enumerate();
-    let (numbers, linears): (Vec<usize>, Vec<(&Site, Analysis)>) =
-        sites.filter_map(|(at, site)| Some((at, (site, analysis(site)?)))).unzip();
+    let sites = run.model.sites();
+    let linears: Vec<(&Site, Analysis)> =
+        sites.iter().filter_map(|site| Some((site, analysis(site)?))).collect();
     let ranks = pass.reduced_ranks(&linears, fraction)?.unwrap_or_default();
-    let mut chosen: Vec<usize> = candidates.iter().map(|list| with_rank(list, None)).collect();
-    for (at, rank) in numbers.into_iter().zip(ranks) {
-        chosen[at] = with_rank(&candidates[at], rank);
-    }
-    Ok(chosen)
+    let names = linears.iter().map(|(site, _)| site.name.as_str());
+    let ranks: HashMap<&str, Option<usize>> = names.zip(ranks).collect();
+    let rank = |site: &Site| ranks.get(site.name.as_str()).copied().flatten();
+    Ok(sites.iter().zip(candidates).map(|(site, list)| with_rank(list, rank(site))).collect())
 }
 
 /// Position of the candidate of this rank; of the stored form where there is none.

@@ -1,6 +1,6 @@
 //! One run: what is asked for, what was measured for it, and how far it goes.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use candle_core::Device;
 
@@ -11,35 +11,20 @@ use super::produce::{Preview, Producer};
 use super::write::{Destination, write};
 use crate::arch::{Model, Site};
 use crate::checkpoint::{ModelWriter, TensorInfo, WriteOptions, WrittenModel};
-use crate::error::{Error, Result};
+use crate::error::{Error, Remedy, Result};
 use crate::job::{Identity, Job};
 use crate::measure::{Compute, Cut, Footprint, Measured, Reading, TextWindows};
 use crate::passes::{Needs, Pass, Repairs, passes};
 use crate::paths::{existing_parent, keep_out_of};
 use crate::plan::Plan;
 use crate::progress::{Progress, Silent};
-use crate::settings::{Rule, Settings};
+use crate::settings::{Method, Rule, Settings};
 
 /// Bytes of activations that stay in memory for a backward pass, unless told otherwise.
 const ACTIVATION_MEMORY: u64 = 1 << 30;
 
-/// A run over one model.
-///
-/// ```no_run
-/// use bantam::arch::Model;
-/// use bantam::checkpoint::WriteOptions;
-/// use bantam::measure::{Cut, TextWindows};
-/// use bantam::pipeline::Run;
-/// use bantam::settings::{Rule, Settings};
-///
-/// let model = Model::open("model".as_ref())?;
-/// let text = TextWindows::read(&model, &["calib.txt".into()], Cut::default())?;
-/// let mut run = Run::new(&model, Settings::new(Rule::keep(0.6)))?.text(text);
-/// run.check("smaller".as_ref(), &WriteOptions::default())?; // before hours of work
-/// let outcome = run.write("smaller".as_ref(), &WriteOptions::default())?;
-/// println!("{} bytes", outcome.written.weight_bytes);
-/// # Ok::<(), bantam::Error>(())
-/// ```
+/// A run over one model: built up, then [checked](Self::check) before hours of work, and carried as far as it
+/// is told. The crate's first page shows one from end to end.
 pub struct Run<'a> {
     pub(super) model: &'a Model,
     pub(super) settings: Settings,
@@ -50,7 +35,10 @@ pub struct Run<'a> {
     pub(super) activation_memory: u64,
     pub(super) compute: Compute,
     pub(super) progress: &'a dyn Progress,
-    pub(super) job: Option<Job>,
+    /// The folder that keeps what is measured, and whether a run that was stopped there goes on.
+    kept_in: Option<(PathBuf, bool)>,
+    /// The job of this text and device, once it was opened.
+    job: Option<Job>,
     /// Whether the job holds what the passes made of this text.
     measured: bool,
     /// A plan that was drawn before and is carried out as it is.
@@ -82,7 +70,8 @@ impl<'a> Run<'a> {
     /// A run that draws its own plan, on the CPU, without text.
     ///
     /// # Errors
-    /// Settings that make no sense, a model that is a stack already.
+    /// Settings that make no sense, a model that is a stack already, a method that changes what no decoder
+    /// reads changed.
     pub fn new(model: &'a Model, settings: Settings) -> Result<Self> {
         Self::with_passes(model, settings, Vec::new())
     }
@@ -100,12 +89,19 @@ impl<'a> Run<'a> {
         if model.stack().is_some() {
             return Err(Error::usage(
                 format!("`{}` is a stack already", model.checkpoint().root().display()),
-                "`bantam fit` cuts it to any size",
+                Remedy::CutStack,
             ));
         }
         let mut settings = settings.settled()?;
         let passes = passes(&settings, own)?;
         settings.methods = passes.iter().map(|pass| pass.method()).collect();
+        for site in model.sites().iter().filter(|site| site.role.is_vocabulary()) {
+            if let Some(pass) = passes.iter().find(|pass| pass.takes(site)) {
+                let what = format!("method `{}` for `{}`", pass.method(), site.name);
+                let hint = Some("embedding and head are read as dense tensors only".into());
+                return Err(Error::Unsupported { what, hint });
+            }
+        }
         let length = model.spec().default_window();
         let expected = (Cut::default().windows.unwrap_or_default(), length);
         let run = Self {
@@ -117,6 +113,7 @@ impl<'a> Run<'a> {
             activation_memory: ACTIVATION_MEMORY,
             compute: Compute::cpu(),
             progress: &Silent,
+            kept_in: None,
             job: None,
             measured: false,
             drawn: None,
@@ -128,15 +125,19 @@ impl<'a> Run<'a> {
     /// A run that carries out `plan`, as it was drawn.
     ///
     /// # Errors
-    /// As [`new`](Self::new), for the settings of the plan.
+    /// As [`new`](Self::new), for the settings of the plan, and as [`carrying_out`](Self::carrying_out).
     pub fn of_plan(model: &'a Model, plan: Plan) -> Result<Self> {
-        Ok(Self::new(model, plan.settings.clone())?.carrying_out(plan))
+        Self::new(model, plan.settings.clone())?.carrying_out(plan)
     }
 
-    /// With a plan that was drawn before, of the same settings, in the place of one of its own.
-    #[must_use]
-    pub fn carrying_out(self, plan: Plan) -> Self {
-        Self { drawn: Some(plan), ..self }
+    /// With a plan that was drawn before in the place of one of its own.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] for a plan of another model, of other settings, or with a choice that no method
+    /// offers.
+    pub fn carrying_out(self, plan: Plan) -> Result<Self> {
+        self.require_own(&plan)?;
+        Ok(Self { drawn: Some(plan), ..self })
     }
 
     /// Calibrated on `text`.
@@ -144,7 +145,7 @@ impl<'a> Run<'a> {
     pub fn text(self, text: TextWindows) -> Self {
         let record = text.record();
         let expected = (record.windows, record.window);
-        Self { text: Some(text), expected, measured: false, ..self }
+        Self { text: Some(text), expected, job: None, measured: false, ..self }
     }
 
     /// Forecasts for so many windows of so many tokens where there is no text yet.
@@ -162,7 +163,7 @@ impl<'a> Run<'a> {
     /// Computed there.
     #[must_use]
     pub fn on(self, compute: Compute) -> Self {
-        Self { compute, ..self }
+        Self { compute, job: None, measured: false, ..self }
     }
 
     /// With somebody who listens.
@@ -175,15 +176,10 @@ impl<'a> Run<'a> {
     /// seconds. One that was stopped half way is continued with `resume`.
     ///
     /// # Errors
-    /// As [`Job::open`]; a folder inside the model's; files of the model that cannot be read.
+    /// A folder inside the model's.
     pub fn in_job(self, folder: &Path, resume: bool) -> Result<Self> {
         keep_out_of(folder, self.model.checkpoint().root())?;
-        let calibration = self.text.as_ref().map(|text| text.record().clone());
-        let (on_gpu, measuring) = (!self.device().is_cpu(), self.settings.measuring());
-        let identity = Identity::of(self.model, calibration, measuring, on_gpu, self.progress)?;
-        let job = Job::open(folder, &identity, resume)?;
-        self.passes.iter().try_for_each(|pass| job.expect_options_of(pass.as_ref()))?;
-        Ok(Self { job: Some(job), measured: false, ..self })
+        Ok(Self { kept_in: Some((folder.to_owned(), resume)), job: None, measured: false, ..self })
     }
 
     /// What is asked for.
@@ -194,7 +190,7 @@ impl<'a> Run<'a> {
     /// What the run takes while it measures, beside running the model.
     pub fn measured(&self) -> Measured<'a> {
         let taken: Vec<&Site> = self.model.sites().iter().filter(|site| self.takes(site)).collect();
-        let moments = if self.needs().moments { taken.clone() } else { Vec::new() };
+        let moments = taken.iter().copied().filter(|site| self.takes_moments_of(site)).collect();
         Measured { gradients: self.settings.gradients, moments, analysed: taken }
     }
 
@@ -206,16 +202,13 @@ impl<'a> Run<'a> {
     pub fn check(&self, out: &Path, options: &WriteOptions) -> Result<()> {
         self.require_text()?;
         let tensors = match (&self.drawn, self.settings.rule) {
-            (Some(plan), _) => {
-                self.check_calibration(plan)?;
-                plan.tensors.clone()
-            }
+            (Some(plan), _) => plan.tensors.clone(),
             // This rule has no size to miss, and ranks nothing without the weights.
             (None, Rule::Reduce(_)) => {
                 self.model.checkpoint().tensors().map(TensorInfo::spec).collect()
             }
             // Ranks are not known yet, but from the shapes alone it is known whether any fit.
-            (None, _) => draw::outline(self)?.tensors,
+            (None, _) => draw::plan(self, None)?.tensors,
         };
         ModelWriter::check(out, self.model.checkpoint(), tensors, options)
     }
@@ -223,25 +216,36 @@ impl<'a> Run<'a> {
     /// Measures and analyses what the job does not hold yet; without a job, in one that goes with the run.
     ///
     /// # Errors
-    /// Text that is missing; whatever reading, measuring, a pass or the job folder refuses.
+    /// Text that is missing or not the plan's; as [`Job::open`]; whatever reading, measuring or a pass
+    /// refuses.
     pub fn measure(&mut self) -> Result<()> {
         self.measure_in(&std::env::temp_dir())
     }
 
     fn measure_in(&mut self, scratch: &Path) -> Result<()> {
+        self.require_text()?;
         if self.measured {
             return Ok(());
         }
-        self.require_text()?;
         let mut job = match self.job.take() {
             Some(job) => job,
-            None => Job::temporary(scratch)?,
+            None => self.open_job(scratch)?,
         };
         let result = analyse(self, &mut job);
         self.job = Some(job);
         result?;
         self.measured = true;
         Ok(())
+    }
+
+    fn open_job(&self, scratch: &Path) -> Result<Job> {
+        let Some((folder, resume)) = &self.kept_in else { return Job::temporary(scratch) };
+        let calibration = self.text.as_ref().map(|text| text.record().clone());
+        let (on_gpu, measuring) = (!self.device().is_cpu(), self.settings.measuring());
+        let identity = Identity::of(self.model, calibration, measuring, on_gpu, self.progress)?;
+        let job = Job::open(folder, &identity, *resume)?;
+        self.passes.iter().try_for_each(|pass| job.expect_options_of(pass.as_ref()))?;
+        Ok(job)
     }
 
     /// The plan: the one that is carried out, or one drawn from what was measured, or, before anything was,
@@ -253,7 +257,7 @@ impl<'a> Run<'a> {
     pub fn plan(&self) -> Result<Plan> {
         match &self.drawn {
             Some(plan) => Ok(plan.clone()),
-            None => draw::plan(self),
+            None => draw::plan(self, self.require_job().ok()),
         }
     }
 
@@ -272,14 +276,16 @@ impl<'a> Run<'a> {
         let destination = Destination { out, options, progress: self.progress };
         let manifest = |producer: &Producer<'_>| Manifest::of_plan(&plan, job, producer.errors());
         let written = write(&output, &mut producer, manifest, &destination)?;
-        Ok(Outcome { plan, written, repairs: job.repairs() })
+        let repairs = job.repairs(&plan.settings.methods);
+        Ok(Outcome { plan, written, repairs })
     }
 
     /// The model that `plan` would write, to be run before it is written. Nothing of it is on a disk.
     ///
     /// # Errors
-    /// A run that did not measure; a method of the plan that this run does not have.
+    /// As [`carrying_out`](Self::carrying_out); a run that did not measure.
     pub fn preview<'b>(&'b self, plan: &'b Plan) -> Result<Preview<'b>> {
+        self.require_own(plan)?;
         Preview::new(self, plan)
     }
 
@@ -306,46 +312,68 @@ impl<'a> Run<'a> {
         self.passes.iter().fold(Needs::default(), |needs, pass| needs.and(pass.needs()))
     }
 
+    /// Whether the second moments of `site` are of use to a pass that takes it.
+    pub(super) fn takes_moments_of(&self, site: &Site) -> bool {
+        self.passes.iter().any(|pass| pass.needs().moments && pass.takes(site))
+    }
+
     /// Whether any pass has something to offer for `site`.
     pub(super) fn takes(&self, site: &Site) -> bool {
         self.passes.iter().any(|pass| pass.takes(site))
     }
 
-    /// Whether there is something measured to draw plans from.
-    pub(super) fn is_measured(&self) -> bool {
-        self.measured
-    }
-
+    /// The job that all was measured in.
     pub(super) fn require_job(&self) -> Result<&Job> {
-        self.job.as_ref().ok_or_else(|| Error::Bug("nothing was measured".into()))
+        let job = self.job.as_ref().filter(|_| self.measured);
+        job.ok_or_else(|| Error::usage("nothing was measured", Remedy::Measure))
     }
 
+    /// There must be text where a method measures it, and for a plan that was measured on text that text.
     fn require_text(&self) -> Result<()> {
         let wants = self.passes.iter().find(|pass| pass.needs().text);
-        match (wants, &self.text) {
-            (Some(pass), None) => Err(Error::usage(
+        let planned = self.drawn.as_ref().and_then(|plan| plan.calibration.as_ref());
+        match (wants, &self.text, planned) {
+            (Some(pass), None, _) => Err(Error::usage(
                 format!(
                     "method `{}` measures activations and needs calibration text",
                     pass.method()
                 ),
-                "add --text FILE",
+                Remedy::GiveText,
+            )),
+            (_, Some(given), Some(planned)) if planned != given.record() => Err(Error::usage(
+                format!(
+                    "the plan was measured on {} windows of {} tokens (text {}), not on this text",
+                    planned.windows, planned.window, planned.text_sha256
+                ),
+                Remedy::GiveSameText,
             )),
             _ => Ok(()),
         }
     }
 
-    /// A plan that was measured holds for the text it was measured on.
-    fn check_calibration(&self, plan: &Plan) -> Result<()> {
-        match (&plan.calibration, &self.text) {
-            (Some(planned), Some(given)) if planned != given.record() => Err(Error::usage(
-                format!(
-                    "the plan was measured on {} windows of {} tokens (text {}), not on this text",
-                    planned.windows, planned.window, planned.text_sha256
-                ),
-                "give the same --text, --windows, --window and --seed, or draw the plan again",
-            )),
-            _ => Ok(()),
+    /// A plan must be one that this run could have drawn.
+    fn require_own(&self, plan: &Plan) -> Result<()> {
+        let refuse = |problem: String| Error::usage(problem, Remedy::DrawPlan);
+        plan.check(self.model).map_err(refuse)?;
+        if plan.settings != self.settings {
+            return Err(refuse("the plan was drawn with other settings".into()));
         }
+        for (site, planned) in self.model.sites().iter().zip(&plan.sites) {
+            let storage = planned.offer.storage;
+            let (offered, by) = match &planned.method {
+                None => (storage == site.storage, "no method"),
+                Some(method) => {
+                    let pass = self.passes.iter().find(|p| p.method() == *method && p.takes(site));
+                    let offers = pass.map(|pass| pass.offers(site, None)).transpose()?;
+                    let offers = offers.unwrap_or_default();
+                    (offers.iter().any(|offer| offer.storage == storage), method.as_str())
+                }
+            };
+            if !offered {
+                return Err(refuse(format!("`{}` becomes {storage} by {by}", site.name)));
+            }
+        }
+        Ok(())
     }
 
     /// A rule must be one that the methods can follow.
@@ -355,8 +383,8 @@ impl<'a> Run<'a> {
                 Ok(())
             }
             (Rule::Reduce(_), _) => Err(Error::usage(
-                "--reduce thresholds singular values of the weights",
-                "add --method welore, or name a size with --keep or --budget",
+                "`reduce` thresholds singular values of the weights",
+                Remedy::UseMethod(Method::WELORE.to_string()),
             )),
             (Rule::Target(_) | Rule::Uniform(_) | Rule::Stack, _) => Ok(()),
         }

@@ -1,13 +1,15 @@
 //! Where the statistics of a layer come from: a forward pass, a backward pass, or nowhere.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
+
+use candle_core::Tensor;
 
 use super::run::Run;
 use crate::arch::Site;
 use crate::error::Result;
 use crate::measure::{Backward, LayerStats, SiteStats, Spill, Stream, TextWindows, Wanted};
-use crate::model::View;
+use crate::model::{Block, View};
 
 /// A walk over the calibration text that stops at every block.
 pub(super) enum Statistics<'a> {
@@ -58,6 +60,16 @@ impl<'a> Statistics<'a> {
         }
     }
 
+    /// The weights of the block whose statistics were taken last, as far as they are dense.
+    pub(super) fn take_weights(&mut self) -> HashMap<String, Tensor> {
+        let block = match self {
+            Self::None => None,
+            Self::Forward(stream) => stream.take_block(),
+            Self::Backward(backward) => backward.take_block(),
+        };
+        block.map(Block::into_weights).unwrap_or_default()
+    }
+
     /// Runs the next block and returns the statistics of `sites`, which are its own, by name.
     pub(super) fn of_layer(
         &mut self,
@@ -66,30 +78,28 @@ impl<'a> Statistics<'a> {
     ) -> Result<BTreeMap<String, SiteStats>> {
         let progress = run.progress;
         let stats = |shares| {
-            let wanted = Wanted { moments: run.needs().moments, shares };
+            let moments = sites.iter().copied().filter(|site| run.takes_moments_of(site));
+            let wanted = Wanted { moments: &moments.collect::<Vec<_>>(), shares };
             LayerStats::new(sites, wanted, run.device())
         };
         match self {
-            Self::None => Ok(BTreeMap::new()),
-            Self::Forward(stream) if sites.is_empty() => {
-                stream.advance_unobserved(progress)?;
-                Ok(BTreeMap::new())
+            Self::None => {}
+            Self::Forward(stream) if sites.is_empty() => stream.advance_unobserved(progress)?,
+            Self::Backward(backward) if sites.is_empty() => {
+                backward.retreat_unobserved(progress).map(drop)?;
             }
             Self::Forward(stream) => {
                 let mut stats = stats(true)?;
                 stream.advance(&mut stats, progress)?;
-                stats.finish(sites, None)
-            }
-            Self::Backward(backward) if sites.is_empty() => {
-                backward.retreat_unobserved(progress)?;
-                Ok(BTreeMap::new())
+                return stats.finish(sites, None);
             }
             Self::Backward(backward) => {
                 // Gradients say what an output is worth.
                 let mut stats = stats(false)?;
                 let gradients = backward.retreat(&mut stats, progress)?;
-                stats.finish(sites, Some(&gradients))
+                return stats.finish(sites, Some(&gradients));
             }
         }
+        Ok(BTreeMap::new())
     }
 }

@@ -29,8 +29,12 @@ pub(crate) fn order_levels(linears: &[LevelLosses], order: LevelOrder) -> Planne
             saved.map(|saved| saved / linear.bytes.max(1) as f64).collect()
         })
         .collect();
-    let mut sequence: Vec<usize> =
-        (0..linears.len()).filter(|&linear| !linears[linear].losses.is_empty()).collect();
+    // The loss of a linear without its first level is not known and not asked for: there is no model
+    // then. Until all are there the expected loss is that of the first levels together.
+    let with_levels = linears.iter().filter(|linear| !linear.losses.is_empty());
+    let mut total: f64 = with_levels.clone().map(|linear| linear.losses[0]).sum();
+    let mut sequence: Vec<usize> = with_levels.map(|linear| linear.site).collect();
+    let mut expected = vec![total; sequence.len()];
     let mut taken: Vec<usize> = linears.iter().map(|l| l.losses.len().min(1)).collect();
     loop {
         let unfinished = (0..linears.len()).filter(|&l| taken[l] < linears[l].losses.len());
@@ -45,29 +49,13 @@ pub(crate) fn order_levels(linears: &[LevelLosses], order: LevelOrder) -> Planne
         let best =
             allowed.reduce(|best, linear| if next(&linear) > next(&best) { linear } else { best });
         let Some(best) = best else { break };
+        let LevelLosses { site, losses, .. } = &linears[best];
+        total += losses[taken[best]] - losses[taken[best] - 1];
         taken[best] += 1;
-        sequence.push(best);
+        sequence.push(*site);
+        expected.push(total);
     }
-
-    // The loss of a linear without its first level is not known and not asked for: there is no model
-    // then. Until all are there the expected loss is that of the first levels together.
-    let mut levels = vec![0_usize; linears.len()];
-    let of_firsts: f64 = linears.iter().filter_map(|linear| linear.losses.first()).sum();
-    let mut total = of_firsts;
-    let losses = sequence
-        .iter()
-        .map(|&linear| {
-            let level = levels[linear];
-            levels[linear] += 1;
-            if level > 0 {
-                let losses = &linears[linear].losses;
-                total += losses[level] - losses[level - 1];
-            }
-            total
-        })
-        .collect();
-    let order = sequence.iter().map(|&linear| linears[linear].site).collect();
-    PlannedStack { order, losses }
+    PlannedStack { order: sequence, losses: expected }
 }
 
 /// What each level after the first saves, where a level that saves more than the one before it shares

@@ -122,11 +122,11 @@ fn groups(sites: &[Site]) -> impl Iterator<Item = Range<usize>> {
 fn own(model: &Model, site: &Site, number: usize, chosen: Storage) -> Vec<(Piece, Written)> {
     let input = &model.sites()[number];
     let (changed, folded) = (chosen != input.storage, site.storage != chosen);
-    let origin = |piece| match piece {
-        Piece::Weight if folded => Origin::Dense { site: number },
-        piece if changed => Origin::Made { site: number, piece },
-        piece if input.fused().is_some() => Origin::Rows { site: number, piece },
-        _ => Origin::Copied,
+    let origin = |piece| match (changed, input.fused()) {
+        _ if folded && piece == Piece::Weight => Origin::Dense { site: number },
+        (true, _) => Origin::Made { site: number, piece },
+        (false, Some(_)) => Origin::Rows { site: number, piece },
+        (false, None) => Origin::Copied,
     };
     let written = |piece| {
         let (spec, origin) = (site.spec(site.storage, piece), origin(piece));

@@ -10,7 +10,7 @@ use super::offer::Offer;
 use super::output::Output;
 use crate::arch::{Model, Role, Site, Storage};
 use crate::checkpoint::TensorSpec;
-use crate::error::{Error, Result};
+use crate::error::{Error, Remedy, Result};
 use crate::measure::{Calibration, Footprint};
 use crate::settings::{Method, Settings};
 
@@ -186,36 +186,34 @@ impl Plan {
     /// # Errors
     /// [`Error::InvalidFile`] where it is malformed, of another layout, or for another model.
     pub fn read(file: &Path, model: &Model) -> Result<Self> {
-        let invalid = |problem: String, hint: &str| Error::InvalidFile {
+        let invalid = |problem: String, hint: Remedy| Error::InvalidFile {
             file: file.to_owned(),
             problem,
-            hint: Some(hint.into()),
+            hint: Some(hint),
         };
         let text = std::fs::read_to_string(file).map_err(|e| Error::io("read", file, e))?;
         let parsed = || -> serde_json::Result<(Option<u64>, Value)> {
             let value: Value = serde_json::from_str(&text)?;
             Ok((value.get("layout").and_then(Value::as_u64), value))
         };
-        let not_a_plan = |e: serde_json::Error| {
-            invalid(e.to_string(), "write a plan with `bantam plan … -o FILE`")
-        };
+        let not_a_plan = |e: serde_json::Error| invalid(e.to_string(), Remedy::DrawPlan);
         let (layout, value) = parsed().map_err(not_a_plan)?;
         if let Some(other) = layout.filter(|&layout| layout != u64::from(LAYOUT)) {
             let problem = format!("it has layout {other}, this bantam reads layout {LAYOUT}");
-            return Err(invalid(problem, "draw the plan again"));
+            return Err(invalid(problem, "draw the plan again".into()));
         }
         let plan: Self = serde_json::from_value(value).map_err(not_a_plan)?;
-        let found = ModelId::of(model)?;
-        if plan.model != found {
-            let problem = format!("it was drawn for model {:?}, this is {found:?}", plan.model);
-            return Err(invalid(problem, "draw a new plan for this model"));
-        }
         // A plan may have been edited: everything that follows from the choices must still follow.
-        plan.check(model).map_err(|problem| invalid(problem, "draw the plan again"))?;
+        plan.check(model).map_err(|problem| invalid(problem, "draw the plan again".into()))?;
         Ok(plan)
     }
 
-    fn check(&self, model: &Model) -> Result<(), String> {
+    /// Holds the plan against `model`; whether the methods offer what it chooses is not known here.
+    pub(crate) fn check(&self, model: &Model) -> Result<(), String> {
+        let found = ModelId::of(model).map_err(|e| e.to_string())?;
+        if self.model != found {
+            return Err(format!("it was drawn for model {:?}, this is {found:?}", self.model));
+        }
         let settled = self.settings.clone().settled().map_err(|e| e.to_string())?;
         if settled != self.settings {
             return Err("its settings contradict each other".into());
@@ -225,7 +223,12 @@ impl Plan {
             return Err(format!("it has {found} sites, the model {expected}"));
         }
         for (site, planned) in model.sites().iter().zip(&self.sites) {
-            self.check_site(site, planned)?;
+            let Offer { storage, price } = planned.offer;
+            let offer = Offer::of(site, storage, price.expected_loss);
+            let follows = PlannedSite::of(site, planned.method.clone(), offer);
+            if *planned != follows {
+                return Err(format!("{planned:?} stands where {follows:?} is expected"));
+            }
         }
         self.check_stack()?;
         let tensors = self.output(model).specs();
@@ -239,52 +242,14 @@ impl Plan {
         Ok(())
     }
 
-    /// What is planned of a site must be of this site, and a changed storage one that a method of the plan
-    /// may offer.
-    fn check_site(&self, site: &Site, planned: &PlannedSite) -> Result<(), String> {
-        let (name, storage) = (&planned.site, planned.offer.storage);
-        if site.name != *name {
-            return Err(format!("site `{name}` stands where `{}` is expected", site.name));
-        }
-        if planned.method.is_some() != (site.storage != storage) {
-            return Err(format!("site `{name}` and its method disagree on whether it changes"));
-        }
-        if let Some(method) = &planned.method {
-            if !self.settings.methods.contains(method) {
-                return Err(format!("`{name}` changes by no method of the plan"));
-            }
-            self.check_choice(site, storage)?;
-        }
-        let (bytes, said) = (site.bytes(storage), planned.offer.price.bytes);
-        match bytes == said {
-            true => Ok(()),
-            false => Err(format!("site `{name}` has {bytes} bytes, not {said}")),
-        }
-    }
-
-    fn check_choice(&self, site: &Site, storage: Storage) -> Result<(), String> {
-        let possible = match storage {
-            Storage::Dense => false,
-            Storage::LowRank { rank } => {
-                rank > 0 && rank.is_multiple_of(self.settings.rank_multiple)
-            }
-            Storage::Stack { rank, levels } => rank > 0 && levels > 0,
-        };
-        let name = &site.name;
-        if !possible {
-            return Err(format!("`{name}` cannot become {storage:?}"));
-        }
-        // A stack may be larger than what it is made from: it is cut when it is read.
-        match storage.is_stack() || site.bytes(storage) < site.stored_bytes() {
-            true => Ok(()),
-            false => Err(format!("`{name}` would not be smaller as {storage:?}")),
-        }
-    }
-
     /// The order must name every level of every stack once.
     fn check_stack(&self) -> Result<(), String> {
         let order = self.stack.as_ref().map_or(&[][..], |stack| &stack.order);
         let mut named = vec![0; self.sites.len()];
+        let losses = self.stack.as_ref().map_or(0, |stack| stack.losses.len());
+        if losses != order.len() {
+            return Err(format!("its stack has {} levels and {losses} losses", order.len()));
+        }
         for &site in order {
             *named.get_mut(site).ok_or_else(|| format!("its order names linear {site}"))? += 1;
         }

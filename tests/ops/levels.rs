@@ -2,7 +2,7 @@
 
 use bantam::linalg;
 use bantam::ops;
-use bantam::passes::{Level, Levels};
+use bantam::passes::{Levels, TakenLevel};
 use bantam::settings::StackSettings;
 use candle_core::{DType, Tensor};
 
@@ -27,7 +27,7 @@ fn decompose(w: &Tensor, rank: usize, levels: usize) -> Vec<f64> {
     assert!(rank + 16 < w.dims().iter().copied().min().unwrap());
     let mut taken = Levels::new(w.copy().unwrap(), options, 5).unwrap();
     let (mut parts, mut errors) = ([vec![], vec![], vec![]], Vec::new());
-    while let Some(Level { sign, u, v, fell_back }) = taken.take("a level").unwrap() {
+    while let Some(TakenLevel { sign, u, v, fell_back }) = taken.take("a level").unwrap() {
         assert!(!fell_back, "level {}", errors.len());
         errors.push((norm(taken.residual()) / norm(w)).sqrt());
         for (part, taken) in parts.iter_mut().zip([sign, u, v]) {

@@ -3,6 +3,7 @@
 use std::slice::from_ref;
 use std::sync::{Arc, Mutex};
 
+use bantam::error::Error;
 use bantam::ops::{self, GradientSink, GradientSinks};
 use candle_core::{DType, Tensor, Var};
 
@@ -132,6 +133,39 @@ fn linear_shows_its_gradients_and_gives_the_weight_none() {
     assert_eq!(seen.dims(), [5]);
     for (found, expected) in values(seen).iter().zip(values(&expected)) {
         assert!((found - expected).abs() < 1e-5, "{found} instead of {expected}");
+    }
+}
+
+/// A sink that somebody stopped.
+#[derive(Debug)]
+struct Stopped;
+
+impl GradientSink for Stopped {
+    fn gradient(&self, _: &Tensor) -> bantam::error::Result<()> {
+        Err(Error::Interrupted)
+    }
+}
+
+#[test]
+fn the_error_of_a_sink_comes_back_through_the_backward_as_it_was() {
+    let x = Var::from_tensor(&tensor(&[0.5; 15], &[5, 3])).unwrap();
+    let w = tensor(&[0.25; 12], &[4, 3]);
+    let stopped = || -> Option<Arc<dyn GradientSink>> { Some(Arc::new(Stopped)) };
+    let none = GradientSinks::default;
+    for sinks in [
+        GradientSinks { input: stopped(), ..none() },
+        GradientSinks { output: stopped(), ..none() },
+        GradientSinks { gain: stopped(), ..none() },
+    ] {
+        let linear = |x: &Tensor| ops::linear(x, &w, None, sinks.clone());
+        let alone = linear(&x).unwrap();
+        // Of an expert, whose backward runs inside another.
+        let within = ops::per_part(&x, &[2, 3], |_, rows| linear(rows)).unwrap();
+        for y in [alone, within] {
+            let start = ops::upstream(&y, &y.ones_like().unwrap()).unwrap();
+            let error = Error::from(start.backward().unwrap_err());
+            assert!(matches!(error, Error::Interrupted), "{error:?}");
+        }
     }
 }
 

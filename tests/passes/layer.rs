@@ -54,7 +54,8 @@ impl Layer {
         layer
     }
 
-    fn reading(
+    /// Reading what `inputs` makes of random rows and a random row.
+    pub(crate) fn reading(
         m: usize,
         n: usize,
         bias: bool,

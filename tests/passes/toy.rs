@@ -13,11 +13,30 @@ use candle_core::{DType, Tensor};
 pub(crate) const TOY: Method = Method::named("first-outputs");
 
 /// The pass: `v` the first rows of the weight, `u` those of the identity.
-pub(crate) struct Toy;
+pub(crate) struct Toy {
+    name: &'static str,
+    vocabulary: bool,
+}
+
+impl Toy {
+    pub(crate) fn new() -> Self {
+        Self::named("first-outputs")
+    }
+
+    /// The same under another name.
+    pub(crate) fn named(name: &'static str) -> Self {
+        Self { name, vocabulary: false }
+    }
+
+    /// The same for embedding and head too.
+    pub(crate) fn everywhere() -> Self {
+        Self { vocabulary: true, ..Self::new() }
+    }
+}
 
 impl Pass for Toy {
     fn method(&self) -> Method {
-        TOY
+        Method::named(self.name)
     }
 
     fn needs(&self) -> Needs {
@@ -25,7 +44,7 @@ impl Pass for Toy {
     }
 
     fn takes(&self, site: &Site) -> bool {
-        let reached = !site.role.is_expert() && !site.role.is_vocabulary();
+        let reached = !site.role.is_expert() && (self.vocabulary || !site.role.is_vocabulary());
         reached && site.storage == Storage::Dense && site.break_even() > 0
     }
 

@@ -13,9 +13,9 @@ use super::solver::{F64, Solver};
 use crate::error::Result;
 
 impl Solver {
-    /// Eigenvalues, ascending, of the symmetric `a [n, n]`, of which the upper triangle is read.
-    /// The eigenvectors, where they are wanted, take its place column by column; else it is lost.
-    /// A status above zero: no convergence.
+    /// Computes the eigenvalues, ascending, of the symmetric `a [n, n]`, reading its upper triangle.
+    /// Where eigenvectors are wanted, they replace `a` column by column; else `a` is lost. A status
+    /// above zero: no convergence.
     pub(super) fn syevd(
         &self,
         a: &mut CudaSlice<f64>,
@@ -71,8 +71,8 @@ impl Solver {
     /// the left vectors `[m, n]` and the transposed right ones `[n, n]` go into `vectors`. A status
     /// above zero: no convergence.
     ///
-    /// By QR iteration (gesvd): the polar decomposition of gesvdp is faster, but perturbs what is
-    /// singular, as low-rank weights are.
+    /// By QR iteration (gesvd), because the faster polar decomposition of gesvdp perturbs singular
+    /// matrices, and low-rank weights are singular.
     pub(super) fn gesvd(
         &self,
         a: &mut CudaSlice<f64>,

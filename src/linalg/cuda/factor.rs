@@ -191,6 +191,6 @@ pub(super) fn trsm(
 fn int(n: usize) -> Result<c_int> {
     c_int::try_from(n).map_err(|_| Error::Unsupported {
         what: format!("a factorisation with {n} numbers on a GPU"),
-        hint: Some("`--compute cpu` has no such limit".into()),
+        hint: Some("the CPU has no such limit".into()),
     })
 }

@@ -8,16 +8,21 @@ use candle_core::op::BackpropOp;
 use candle_core::{CudaDevice, Layout, Shape, Storage, Tensor};
 use cudarc::driver::CudaSlice;
 
-use super::super::dense::{self, Part};
+use super::super::dense::{self, Entries};
 use crate::error::{Error, Result};
 
-/// Largest entries between its inverse and this are decomposed as they are: their squares and the
-/// sums of those neither overflow nor vanish.
+/// A matrix whose largest magnitude lies between `1 / LARGE` and this is decomposed as it is, because
+/// squares of its entries, and sums of those squares, neither overflow nor vanish.
 const LARGE: f64 = 1e100;
 
-/// `a` as contiguous f64, whose `part` is finite; where it is not, the first entry is named. What
-/// lies outside a triangle may have been replaced by zeros.
-pub(super) fn checked(op: &'static str, a: &Tensor, part: Part, subject: &str) -> Result<Tensor> {
+/// Returns `a` as contiguous f64, or an error that names the first entry of `part` that is not finite.
+/// Entries outside a triangle may have been replaced by zeros.
+pub(super) fn checked(
+    op: &'static str,
+    a: &Tensor,
+    part: Entries,
+    subject: &str,
+) -> Result<Tensor> {
     let a = dense::as_f64(op, a, subject)?;
     // A sum is finite only if all its terms are.
     if a.sum(1)?.to_vec1::<f64>()?.iter().all(|sum| sum.is_finite()) {

@@ -9,7 +9,7 @@
 
 use std::collections::HashMap;
 use std::ffi::{c_int, c_void};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
 use candle_core::CudaDevice;
 use candle_core::cuda_backend::WrapErr;
@@ -22,10 +22,11 @@ use cudarc::cusolver::sys::{
 use cudarc::driver::{CudaSlice, CudaStream, DevicePtrMut, SyncOnDrop};
 
 use crate::error::{Error, Result};
+use crate::lock::lock;
 
 pub(super) const F64: cudaDataType = cudaDataType_t::CUDA_R_64F;
 
-/// A handle of cuSOLVER and what its 64-bit functions take beside it.
+/// A handle of cuSOLVER, and the parameters that its 64-bit functions take beside it.
 struct Handle {
     solver: DnHandle,
     params: cusolverDnParams_t,
@@ -44,7 +45,7 @@ pub(super) struct Solver {
 /// Context and stream of a handle. The handle keeps both alive, so no others get these addresses.
 type Key = (usize, usize);
 
-/// What a routine works in, and where it leaves its status.
+/// The workspace of a routine, on the device and on the host, and the place of its status.
 pub(super) struct Space {
     pub(super) on_device: *mut c_void,
     pub(super) device_bytes: usize,
@@ -59,8 +60,7 @@ impl Solver {
         let stream = device.cuda_stream();
         stream.context().bind_to_thread().w()?;
         let key = (stream.context().cu_ctx() as usize, stream.cu_stream() as usize);
-        let mut handles =
-            HANDLES.get_or_init(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner);
+        let mut handles = lock(HANDLES.get_or_init(Mutex::default));
         let handle = match handles.get(&key) {
             Some(&handle) => handle,
             None => {
@@ -73,11 +73,11 @@ impl Solver {
             }
         };
         drop(handles);
-        let handle = handle.lock().unwrap_or_else(PoisonError::into_inner);
+        let handle = lock(handle);
         Ok(Self { handle, device: device.clone(), stream })
     }
 
-    /// What every routine takes first.
+    /// The first arguments of every routine: handle and parameters.
     pub(super) fn handle(&self) -> (cusolverDnHandle_t, cusolverDnParams_t) {
         (self.handle.solver.cu(), self.handle.params)
     }

@@ -26,8 +26,8 @@ pub struct GradientMoment {
 }
 
 impl GradientMoment {
-    /// `E[g²]` of every channel and of the gain over `tokens` of text, of which those that did not reach the
-    /// site have no gradient there.
+    /// Returns `E[g²]` of every channel and the gain per token, over `tokens` tokens of text. Tokens
+    /// that did not reach the site count as tokens without a gradient there.
     pub fn per_token(&self, tokens: u64) -> (Arc<[f64]>, f64) {
         let tokens = tokens.max(1) as f64;
         (self.squares.iter().map(|square| square / tokens).collect(), self.gain / tokens)
@@ -116,8 +116,8 @@ pub(in crate::measure) struct Watched<'a> {
     sites: BTreeMap<String, Seen>,
 }
 
-/// What the sinks of one site have gathered, and which tokens its rows are: all of them, in order, but
-/// for an expert's.
+/// The gradients that the sinks of one site gathered, and the tokens of the site's rows: a list for an
+/// expert, `None` for a site that sees all tokens in order.
 struct Seen {
     channels: Arc<ColumnSquares>,
     gain: Arc<Gain>,
@@ -151,7 +151,7 @@ impl<'a> Watched<'a> {
         Ok(GradientMoments { tokens: tokens as u64, sites })
     }
 
-    /// The sum over windows of the squared sum of what their tokens have in `rows`.
+    /// Sums `rows` over the tokens of each window, and returns the sum of the squares of these sums.
     fn window_squares(&self, rows: &[f32], tokens: Option<&[u32]>) -> f64 {
         let mut windows = BTreeMap::<usize, f64>::new();
         for (row, &value) in rows.iter().enumerate() {
@@ -209,7 +209,8 @@ impl GradientSink for ColumnSquares {
     }
 }
 
-/// Keeps the gradient at the gain, `[tokens]`, where it is: nobody waits for a device on the way back.
+/// Keeps the gradient at the gain, `[tokens]`, on its device, because nothing should wait for a device
+/// on the way back.
 #[derive(Default)]
 struct Gain(Mutex<Option<Tensor>>);
 
@@ -226,7 +227,7 @@ impl GradientSink for Gain {
     }
 }
 
-/// A sink of ours, and beside it another that may want to see the same.
+/// Joins a sink of ours with `other`, if there is one, into one that shows its gradient to both.
 fn beside(
     own: Arc<dyn GradientSink>,
     other: Option<Arc<dyn GradientSink>>,
@@ -237,7 +238,7 @@ fn beside(
     }
 }
 
-/// Two that look at one gradient.
+/// Two sinks of one gradient.
 struct Both(Arc<dyn GradientSink>, Arc<dyn GradientSink>);
 
 impl GradientSink for Both {

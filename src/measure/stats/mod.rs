@@ -1,7 +1,7 @@
-//! What measure keeps of the linears of one layer, one file per statistic.
+//! The statistics that are measured of the linears of one layer, one file per statistic.
 //!
-//! Each is an [`Observer`] of its own; [`LayerStats`] holds those that are wanted and shows all of them
-//! what it is shown. Gradients are taken apart, on the way back ([`GradientMoments`]).
+//! Each is an [`Observer`] of its own; [`LayerStats`] holds the wanted ones and shows them all that it
+//! is shown. Gradients are taken apart from these, on the way back ([`GradientMoments`]).
 
 mod gradients;
 mod moments;
@@ -26,17 +26,17 @@ use moments::SecondMoments;
 use shares::ResidualShares;
 use squares::InputSquares;
 
-/// What measure saw of one linear.
+/// The statistics of one linear.
 #[derive(Debug, Clone)]
 pub struct SiteStats {
-    /// Which side the second moment is of.
+    /// The side that the second moment is of.
     pub side: Side,
     /// The second moment, where it was asked for; shared by the linears of one port where it is of the
     /// input.
     pub second: Option<Arc<SecondMoment>>,
     /// `E[x_j²]` of every input channel, `[in]`.
     pub input_squares: Arc<[f64]>,
-    /// What a change of the output is worth.
+    /// The price of a change of the output.
     pub importance: Importance,
 }
 
@@ -51,7 +51,7 @@ impl SiteStats {
     }
 }
 
-/// How much the loss minds a change of a linear's output.
+/// The price of a change of a linear's output: by gradients of the loss or, without any, by energy.
 #[derive(Debug, Clone)]
 pub enum Importance {
     /// Gradients of the loss summed over all tokens.
@@ -60,8 +60,8 @@ pub enum Importance {
         /// that do not reach it. In nats per token of text, a change `δy` that is as good as random costs
         /// `½ Σ_o E[g_o²] E[δy_o²]`.
         channels: Arc<[f64]>,
-        /// [`GradientMoment::gain`] per token: that all of `W x` becomes smaller by a share `α` costs
-        /// `½ α²` times this, in nats per token.
+        /// [`GradientMoment::gain`] per token: making all of `W x` smaller by a share `α` costs `½ α²`
+        /// times this, in nats per token.
         gain: f64,
     },
     /// The energy that the linear's half of the block adds to the residual stream over that of the stream
@@ -70,12 +70,12 @@ pub enum Importance {
     Energy(f64),
 }
 
-/// Which statistics of a layer are taken, beside the energies of its inputs.
+/// The statistics to take of a layer, beside the energies of its inputs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Wanted {
-    /// Second moments.
-    pub moments: bool,
-    /// Shares of the residual stream, which nobody asks for where gradients say what an output is worth.
+pub struct Wanted<'a> {
+    /// The linears whose second moments are taken.
+    pub moments: &'a [&'a Site],
+    /// Shares of the residual stream, which are not needed where gradients price the outputs.
     pub shares: bool,
 }
 
@@ -88,7 +88,7 @@ pub struct Wanted {
 /// use candle_core::{Device, Tensor};
 ///
 /// let site = Site::linear("up", Role::MlpUp, [3, 2]);
-/// let wanted = Wanted { moments: true, shares: true };
+/// let wanted = Wanted { moments: &[&site], shares: true };
 /// let mut stats = LayerStats::new(&[&site], wanted, &Device::Cpu)?;
 /// stats.input(Port::MlpIn, &Tensor::new(&[[1_f32, 2.0], [3.0, 0.0]], &Device::Cpu)?)?;
 /// let found = stats.finish(&[&site], None)?;
@@ -98,7 +98,7 @@ pub struct Wanted {
 #[derive(Debug)]
 pub struct LayerStats {
     squares: InputSquares,
-    moments: Option<SecondMoments>,
+    moments: SecondMoments,
     shares: Option<ResidualShares>,
 }
 
@@ -107,11 +107,10 @@ impl LayerStats {
     ///
     /// # Errors
     /// Only if the device is out of memory.
-    pub fn new(sites: &[&Site], wanted: Wanted, device: &Device) -> Result<Self> {
-        let moments = wanted.moments.then(|| SecondMoments::new(sites, device)).transpose()?;
+    pub fn new(sites: &[&Site], wanted: Wanted<'_>, device: &Device) -> Result<Self> {
         Ok(Self {
             squares: InputSquares::new(sites, device)?,
-            moments,
+            moments: SecondMoments::new(wanted.moments, device)?,
             shares: wanted.shares.then(ResidualShares::default),
         })
     }
@@ -121,8 +120,8 @@ impl LayerStats {
         SecondMoments::bytes(sites)
     }
 
-    /// The statistics by name of the linear; those whose port saw no token (an expert nobody chose) are
-    /// absent. With `gradients`, outputs count by them.
+    /// The statistics by name of the linear. Linears whose port saw no token (of an expert that no token
+    /// chose) are absent. With `gradients`, these price the outputs.
     ///
     /// # Errors
     /// Only the tensor engine's.
@@ -143,7 +142,7 @@ impl LayerStats {
                 }
                 None => Importance::Energy(shares.of(site, energy.tokens)),
             };
-            let moment = self.moments.as_ref().and_then(|moments| moments.of(site));
+            let moment = self.moments.of(site);
             let (side, second) = match moment {
                 Some((side, moment)) => (side, Some(moment)),
                 None => (Side::Input, None),
@@ -155,9 +154,10 @@ impl LayerStats {
     }
 
     fn observers(&mut self) -> impl Iterator<Item = &mut dyn Observer> {
-        let moments = self.moments.as_mut().map(|moments| moments as &mut dyn Observer);
         let shares = self.shares.as_mut().map(|shares| shares as &mut dyn Observer);
-        [Some(&mut self.squares as &mut dyn Observer), moments, shares].into_iter().flatten()
+        [Some(&mut self.squares as &mut dyn Observer), Some(&mut self.moments), shares]
+            .into_iter()
+            .flatten()
     }
 }
 

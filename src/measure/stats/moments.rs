@@ -1,8 +1,8 @@
 //! The second moments of one layer, each taken on its smaller side.
 //!
-//! Linears that read one port share one input moment `[in, in]`. Where that is larger than the output
-//! moments of all of them together (a down projection), those are taken instead; either gives a low-rank
-//! pass what it needs: `C = W G Wᵀ`.
+//! Linears that read one port share one input moment `G [in, in]`. Where that is larger than the output
+//! moments `C [out, out]` of all of them together (a down projection), the output moments are taken
+//! instead. Either will do for a low-rank pass, because `C = W G Wᵀ`.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,12 +15,12 @@ use crate::arch::{Port, Site};
 use crate::error::Result;
 use crate::model::{Half, Observer};
 
-/// Which activation of a linear was measured.
+/// The activation of a linear that was measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Side {
-    /// What it reads.
+    /// Its input.
     Input,
-    /// What it writes, bias included.
+    /// Its output, bias included.
     Output,
 }
 
@@ -60,7 +60,7 @@ impl SecondMoments {
         by_port(sites).values().map(entries).sum::<u64>() * 8
     }
 
-    /// The moment that tells of `site`, and of which side it is.
+    /// Returns the moment of `site`, and the side it was taken on.
     pub(super) fn of(&self, site: &Site) -> Option<(Side, Arc<SecondMoment>)> {
         let output = self.outputs.get(&site.name).map(|moment| (Side::Output, moment.clone()));
         output.or_else(|| Some((Side::Input, self.inputs.get(&site.port)?.clone())))

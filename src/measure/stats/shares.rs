@@ -1,4 +1,4 @@
-//! How much each half of a block, and each expert, adds to the residual stream.
+//! The energy that each half of a block, and each expert, adds, as a share of the residual stream's.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -10,8 +10,8 @@ use crate::error::Result;
 use crate::model::{Half, Observer};
 use crate::ops;
 
-/// Sums of squares of what each half added and of the stream after it, and how many rows experts were
-/// sent.
+/// Sums of squares of each half's output and of the stream after it, and the number of rows that were
+/// sent to experts.
 #[derive(Debug, Default)]
 pub(super) struct ResidualShares {
     halves: BTreeMap<Half, Energies>,
@@ -56,8 +56,8 @@ impl ResidualShares {
 }
 
 impl Shares {
-    /// The energy that the half of `site` adds, as a share of the stream's; of an expert the part of the
-    /// rows it was sent, which are `tokens`.
+    /// The energy that the half of `site` adds, as a share of the stream's. An expert gets a part of it:
+    /// its `tokens` over all routed rows.
     pub(super) fn of(&self, site: &Site, tokens: u64) -> f64 {
         let part = match site.port.expert() {
             Some(_) => tokens as f64 / self.routed.max(1) as f64,

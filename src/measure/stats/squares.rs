@@ -22,7 +22,7 @@ struct Squares {
     tokens: u64,
 }
 
-/// What was seen of one port.
+/// The energies of one port.
 #[derive(Debug, Clone)]
 pub(super) struct PortEnergy {
     /// `E[x_j²]`, `[in]`.

@@ -138,7 +138,7 @@ impl Group<'_> {
         let Sizes { heads, tq, d, .. } = self.sizes;
         let longest = QUERIES.min(tq) * attention.visible(0, tq).0.end;
         let (mut p, mut ds) = (vec![0.0; longest], vec![0.0; longest]);
-        // What the cap made of the scores, where there is one.
+        // The bent scores `tanh(s / cap)`, where there is a cap.
         let mut bent = attention.scores.cap.map(|_| vec![0.0; longest]);
         for (head, dq) in dq.chunks_exact_mut(tq * d).enumerate() {
             for (tile, dq) in dq.chunks_mut(QUERIES * d).enumerate() {
@@ -184,7 +184,7 @@ impl Group<'_> {
     }
 }
 
-/// Gradients of bent scores become those of straight ones: `tanh' = 1 - tanh²`.
+/// Turns gradients at bent scores into gradients at straight ones, in place: `tanh' = 1 - tanh²`.
 struct Unbend<'a> {
     bent: &'a [f32],
     ds: &'a mut [f32],

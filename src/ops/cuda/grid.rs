@@ -1,9 +1,10 @@
-//! How many blocks and threads a kernel is launched with.
+//! The blocks, threads and shared memory that a kernel is launched with.
 
 /// Threads of a block where a kernel does not ask for another number.
 const THREADS: u32 = 256;
 
-/// Blocks that keep the largest device busy: kernels loop over what is left.
+/// The most blocks of a kernel that loops over the rest: 16 for each of the largest device's 132
+/// multiprocessors keep it busy.
 const MOST_BLOCKS: usize = 132 * 16;
 
 /// Shape of a launch.

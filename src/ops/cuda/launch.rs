@@ -10,7 +10,7 @@ use half::{bf16, f16};
 use super::{Grid, modules};
 use crate::ops::operand;
 
-/// A kernel and what it is called with.
+/// A kernel and its arguments, in the order of its parameters.
 pub(in crate::ops) struct Launch<'a> {
     device: CudaDevice,
     module: &'static str,
@@ -197,7 +197,7 @@ impl<'a> Launch<'a> {
     }
 }
 
-/// What a kernel made.
+/// The outputs of a kernel, in the order in which the launch named them.
 pub(in crate::ops) struct Outputs(Vec<CudaStorage>);
 
 impl Outputs {

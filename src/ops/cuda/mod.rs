@@ -1,7 +1,7 @@
 //! CUDA under the ops: kernels launched on candle's device, the product of bf16 matrices, and the way
 //! of weights to the device.
 //!
-//! An op says what its kernel reads, writes and counts with:
+//! An op names the operands, outputs and sizes of its kernel, in the order of the kernel's parameters:
 //!
 //! ```text
 //! Launch::new("rms_norm", x).read(x, layout)?.read(w, layout)?.output(F32, n)?.int(rows).run(grid)

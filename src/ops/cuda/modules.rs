@@ -3,8 +3,7 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use candle_core::cuda_backend::WrapErr;
 use candle_core::cuda_backend::cudarc::driver::{CudaContext, CudaFunction, CudaModule};
@@ -12,6 +11,8 @@ use candle_core::cuda_backend::cudarc::nvrtc::{CompileOptions, Ptx, compile_ptx_
 use candle_core::{CudaDevice, Error, Result};
 
 use crate::digest::Digest;
+use crate::lock::lock;
+use crate::ops::devices::kernel_cache;
 
 /// Dynamic shared memory a kernel may use without asking for more.
 pub(super) const SHARED_WITHOUT_ASKING: u32 = 48 * 1024;
@@ -39,9 +40,9 @@ pub(super) fn function(device: &CudaDevice, module: &str, kernel: &str) -> Resul
     static LOADED: Mutex<Option<Loaded>> = Mutex::new(None);
     let stream = device.cuda_stream();
     let context = stream.context();
-    // What is kept below keeps its context alive, so its address is its own.
+    // Modules kept below keep their context alive, so no other context gets its address.
     let at = Arc::as_ptr(context) as usize;
-    let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut loaded = lock(&LOADED);
     let Loaded { modules, functions } = loaded.get_or_insert_default();
     let key = (at, format!("{module}/{kernel}"));
     if let Some(function) = functions.get(&key) {
@@ -77,8 +78,8 @@ fn compiled(context: &CudaContext, module: &Module) -> Result<Ptx> {
     hash.update(arch.as_bytes());
     // What compiles for a device that is emulated makes nothing for a real one.
     hash.update(context.name().w()?.as_bytes());
-    let cache = cache_folder();
-    let file = cache.as_ref().map(|dir| dir.join(format!("{}-{}.ptx", module.name, hash.hex())));
+    let cache = kernel_cache();
+    let file = cache.map(|dir| dir.join(format!("{}-{}.ptx", module.name, hash.hex())));
     if let Some(ptx) = file.as_ref().and_then(|file| std::fs::read_to_string(file).ok()) {
         return Ok(Ptx::from_src(ptx));
     }
@@ -103,10 +104,4 @@ fn options(arch: &str) -> CompileOptions {
         options: vec![format!("--gpu-architecture={arch}"), "--std=c++17".into()],
         ..CompileOptions::default()
     }
-}
-
-fn cache_folder() -> Option<PathBuf> {
-    let xdg = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
-    let home = || Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache"));
-    Some(xdg.or_else(home)?.join("bantam/kernels"))
 }

@@ -65,7 +65,7 @@ pub(in crate::ops) fn system() -> CudaSystem {
         system.problem = Some("there is no NVIDIA driver (libcuda.so.1) on this machine".into());
         return system;
     }
-    // What a damaged driver does must not end a program that only reports.
+    // A panic over a damaged driver must not end a program that only reports.
     match catch_unwind(AssertUnwindSafe(devices)) {
         Ok(Ok(devices)) if devices.is_empty() => {
             system.problem = Some("the driver knows no device".into());

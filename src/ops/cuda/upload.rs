@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use candle_core::cuda_backend::WrapErr;
 use candle_core::cuda_backend::cudarc::driver::{
@@ -13,6 +13,8 @@ use candle_core::cuda_backend::cudarc::driver::{
 use candle_core::{CudaDevice, CudaStorage, DType, Error, Result};
 use half::{bf16, f16};
 use rayon::prelude::*;
+
+use crate::lock::lock;
 
 /// Bytes of one pinned buffer: large enough for the full bandwidth of the bus.
 const BUFFER: usize = 16 << 20;
@@ -34,7 +36,7 @@ pub(in crate::ops) fn upload(
     device: &CudaDevice,
 ) -> Result<CudaStorage> {
     static UPLOADERS: Mutex<Option<HashMap<usize, Uploader>>> = Mutex::new(None);
-    let mut uploaders = UPLOADERS.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut uploaders = lock(&UPLOADERS);
     let uploaders = uploaders.get_or_insert_default();
     let compute = device.cuda_stream();
     let context = compute.context();
@@ -63,8 +65,8 @@ impl Uploader {
         Ok(Self { stream: context.new_stream().w()?, buffers: [buffer()?, buffer()?], next: 0 })
     }
 
-    /// A new slice that holds `bytes`. It belongs to this stream; whoever uses it on another is made
-    /// to wait for the copies by the events that cudarc keeps with it.
+    /// Copies `bytes` into a new slice. It belongs to this stream; work on another stream that uses it
+    /// waits for the copies, through the events that cudarc keeps with it.
     fn copy<T: DeviceRepr>(&mut self, bytes: &[u8]) -> Result<CudaSlice<T>> {
         let elements = bytes.len() / size_of::<T>();
         // SAFETY: all of it is written below.
