@@ -1,10 +1,8 @@
 //! bantam fits a language-model checkpoint into the memory of the device that has to run it.
 //!
 //! ```text
-//!  open ──► plan ──► measure ──► allocate ──► make ──► write ──► verify
-//!  headers  what     statistics  one budget,  linear   shards,   reload,
-//!  only     would    per block   every pass   by       index,    compare
-//!           happen   (streamed)               linear   manifest
+//!  open ──► check ──► measure + analyse ──► allocate ──► make + write ──► verify ──► publish
+//!  headers  feasible?  block by block       one budget    tensor by tensor  reload     rename
 //! ```
 //!
 //! The whole road, on a model of 4.9 million parameters:
@@ -22,19 +20,22 @@
 //! let cut = Cut { length: Some(64), windows: Some(8), ..Cut::default() };
 //! let text = TextWindows::read(&model, &["tests/fixtures/pycode.calib.txt".into()], cut)?;
 //!
-//! let mut run = Run::new(&model, Settings::new(Rule::keep(0.6)))?.text(text.clone());
-//! run.measure()?;
-//! let plan = run.plan()?; // what would happen, to the byte
-//!
-//! let loss = |view: bantam::model::View<'_>| perplexity(view, text.windows(), &Compute::cpu(), &Silent);
-//! let preview = loss((&run.preview(&plan)?).into())?; // what it would cost, before anything is written
-//!
 //! let folder = tempfile::tempdir().expect("a folder");
-//! let out = folder.path().join("smaller");
-//! let written = run.write(&out, &WriteOptions::default())?.written; // make, write, verify
+//! let (out, options) = (folder.path().join("smaller"), WriteOptions::default());
+//! let mut run = Run::new(&model, Settings::new(Rule::keep(0.6)))?.text(text.clone());
+//! run.check(&out, &options)?; // before hours of work
+//! run.measure()?;
+//! let plan = run.plan()?; // what would be written, to the byte
+//!
+//! // What it would cost, before anything is written.
+//! let cpu = Compute::cpu();
+//! let preview = perplexity(&run.preview(&plan)?, text.windows(), &cpu, &Silent)?;
+//!
+//! let written = run.write(&out, &options)?.written; // make, write, verify
 //! assert_eq!(written.weight_bytes, plan.weight_bytes);
 //! assert!(written.weight_bytes <= model.weight_bytes() * 6 / 10);
-//! assert_eq!(loss((&Model::open(&out)?).into())?, preview);
+//! let after = perplexity(&Model::open(&out)?, text.windows(), &cpu, &Silent)?;
+//! assert_eq!(after.perplexity, preview.perplexity);
 //! # Ok::<(), bantam::Error>(())
 //! ```
 //!
@@ -48,7 +49,7 @@
 //! - [`passes`] are the methods: each *offers* choices of bytes against expected loss;
 //! - [`plan`] holds the one allocator that spends a budget on the offers of all passes;
 //! - [`job`] keeps what was measured, so that nothing is computed twice;
-//! - [`pipeline`] is the road from one checkpoint to another, [`eval`] what it cost;
+//! - [`pipeline`] is the road from one checkpoint to another, and cuts stacks; [`eval`] says what it cost;
 //! - [`linalg`] and [`ops`] are the arithmetic, [`error`] and [`progress`] what is told on the way.
 //!
 //! # The words
@@ -62,12 +63,17 @@
 //! | port | the activation that a site reads; sites of one port share its statistics |
 //! | statistics | what measure saw of a site: energies, second moments, gradients |
 //! | pass | a compression method; it analyses a site once, offers, and makes what was taken |
+//! | analysis | what a pass made of a site, whatever the budget; it waits in a job |
 //! | offer | one choice of a pass for a site: a storage, its bytes, its expected loss |
+//! | rule | how the choices are made: a target of bytes, or one of the literature |
 //! | plan | the chosen offers and every tensor of the output; a file, readable, diffable |
+//! | run | what is asked for, what was measured for it, and how far it goes |
+//! | preview | a planned model that runs, of which nothing is on a disk |
 //! | job | a folder with analyses and a journal; resume reads it, and so does another budget |
 //! | stack | a checkpoint of levels in priority order; any prefix of it is a model |
 //! | level | one term of a stacked linear: packed signs times a matrix of low rank |
 //! | block | one transformer block |
+//! | prefix | a stack cut to a budget: the first of its levels |
 //! | fold | to multiply factors or levels out again, to a dense weight |
 //!
 //! # For those who call it

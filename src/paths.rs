@@ -11,6 +11,23 @@ pub(crate) fn existing_parent(path: &Path) -> PathBuf {
     found.map_or_else(|| PathBuf::from("."), Path::to_owned)
 }
 
+/// Refuses to write `file` where it cannot be written, or among the files of the model in `folder`.
+///
+/// # Errors
+/// [`Error::Usage`]; a folder that cannot be found.
+pub(crate) fn check_output_file(file: &Path, folder: &Path) -> Result<()> {
+    let parent = file.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let refuse = |problem: String, hint: &str| Err(Error::usage(problem, hint));
+    if parent.is_some_and(|parent| !parent.is_dir()) {
+        let problem = format!("the folder of `{}` does not exist", file.display());
+        return refuse(problem, "make it, or write elsewhere");
+    }
+    if file.is_dir() {
+        return refuse(format!("`{}` is a folder", file.display()), "name a file");
+    }
+    keep_out_of(file, folder)
+}
+
 /// Refuses to write `path` among the files of the model in `folder`.
 ///
 /// # Errors

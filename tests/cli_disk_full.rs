@@ -48,7 +48,7 @@ fn a_disk_that_fills_up_is_named_and_leaves_no_model() {
     // A job that was named stays and is gone on with once there is room.
     let run = with_disk_of(40 * 1024, &kept);
     assert_eq!(run.code, Some(4), "{}", run.stderr);
-    assert!(run.stderr.contains("add --resume to go on"), "{}", run.stderr);
+    assert!(run.stderr.contains("go on with --resume"), "{}", run.stderr);
     assert_eq!(names(&made), [""; 0]);
     with_disk_of(1 << 30, &kept).ok();
     let elsewhere = made.join("elsewhere");

@@ -144,13 +144,13 @@ fn a_plan_is_for_one_model() {
     let desk = Desk::with("llama");
     let plan = desk.plan().to_string();
     let other = Desk::with("llama-bias");
-    other.refuses(&plan, &["drawn for model"]);
+    other.refuses(&plan, &["drawn for a"]);
     // The same shapes with another norm are another model.
     let changed = Desk::with("llama");
     edit_weights(&changed.model, |weights| {
         weights.get_mut("model.norm.weight").unwrap().plant(0, 0.5);
     });
-    changed.refuses(&plan, &["drawn for model"]);
+    changed.refuses(&plan, &["drawn for a"]);
 }
 
 #[test]

@@ -6,9 +6,11 @@ use crate::error::Remedy;
 pub(super) fn spell(remedy: &Remedy) -> String {
     let words = match remedy {
         Remedy::ShorterWindow(most) => return format!("use --window {most} or less"),
-        Remedy::LargerBudget(least) => return format!("use `--budget {least}` or more"),
+        Remedy::LargerBudget(least) => {
+            return format!("use `--budget {least}` or more, or a larger --keep");
+        }
         Remedy::UseMethod(method) => {
-            return format!("add --method {method}, or name a size with --keep or --budget");
+            return format!("use --method {method} alone, or --keep or --budget for a size");
         }
         Remedy::GiveText => "add --text FILE",
         Remedy::GiveMoreText => "give more text or a smaller --window",
@@ -22,9 +24,11 @@ pub(super) fn spell(remedy: &Remedy) -> String {
             "--ids takes a safetensors file with `input_ids` i64 [windows, length]"
         }
         Remedy::GiveTokenizer => {
-            "copy tokenizer.json into the folder, or pass token ids with --ids"
+            "copy tokenizer.json into the folder; `bantam eval --ids` needs none"
         }
-        Remedy::NameSize => "add --budget SIZE, --keep FRACTION, --uniform FRACTION or --plan FILE",
+        Remedy::NameSize => {
+            "add --budget SIZE, --keep FRACTION, --uniform FRACTION or --reduce FRACTION"
+        }
         Remedy::Measure => "add --measure to read the weights",
         Remedy::MakeStack => {
             "`bantam compress --method bitstack` makes one, of which any budget can be read"

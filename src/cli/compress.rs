@@ -17,7 +17,7 @@ use crate::checkpoint::WriteOptions;
 use crate::error::Result;
 use crate::passes::Repairs;
 use crate::pipeline::{Outcome, Run};
-use crate::plan::Plan;
+use crate::plan::{LossBasis, Plan};
 use crate::settings::Rule;
 
 /// Write a smaller model.
@@ -97,6 +97,9 @@ pub(super) fn run(args: &Args, console: &Console) -> Result<()> {
         }
         None => Run::new(&model, args.settings.settings(args.target.as_ref())?)?,
     };
+    if args.plan.is_some() && run.plan().is_ok_and(|plan| plan.loss_basis == LossBasis::Assumed) {
+        console.note("the plan was drawn from headers: its choices are by shape alone");
+    }
     let run = prepared(run, &args.calibration, &args.compute, true, &model, console)?;
     let (out, options) = (args.write.output.as_path(), args.write.options());
     run.check(out, &options)?;

@@ -7,6 +7,7 @@ use clap::Args;
 
 use super::console::Console;
 use crate::error::{Error, ExitCode, Result};
+use crate::job::Job;
 use crate::pipeline::Run;
 
 /// What is kept for the next run.
@@ -39,12 +40,12 @@ impl JobArgs {
         // What failed for want of room or patience can go on; other failures would only repeat.
         let stopped =
             |e: &Error| matches!(e.exit_code(), ExitCode::Interrupted | ExitCode::DoesNotFit);
-        if let (Err(e), Some(folder)) = (&result, self.job.as_ref().filter(|f| f.exists()))
+        if let (Err(e), Some(folder)) = (&result, &self.job)
             && stopped(e)
+            && Job::is_begun(folder)
         {
             let folder = folder.display();
-            console
-                .note(&format!("what was measured is kept in `{folder}`: add --resume to go on"));
+            console.note(&format!("what was finished is kept in `{folder}`: go on with --resume"));
         }
         result
     }

@@ -14,8 +14,8 @@ use super::sweep::{self, SweepArgs};
 use super::table::Table;
 use crate::arch::{Role, Storage};
 use crate::atomic;
-use crate::error::{Error, Result};
-use crate::paths::keep_out_of;
+use crate::error::Result;
+use crate::paths::check_output_file;
 use crate::pipeline::Run;
 use crate::plan::{LossBasis, Plan, PlannedSite};
 use crate::settings::{Rule, format_size};
@@ -72,14 +72,7 @@ pub(super) fn run(args: &Args, console: &Console) -> Result<()> {
     let model = args.model.open()?;
     let run = Run::new(&model, args.settings.settings(args.target.as_ref())?)?;
     if let Some(file) = &args.output {
-        let folder = file.parent().filter(|p| !p.as_os_str().is_empty());
-        if folder.is_some_and(|folder| !folder.is_dir()) {
-            return Err(Error::usage(
-                format!("the folder of `{}` does not exist", file.display()),
-                "make it, or write the plan elsewhere",
-            ));
-        }
-        keep_out_of(file, model.checkpoint().root())?;
+        check_output_file(file, model.checkpoint().root())?;
     }
     let measured = args.measure || args.calibration.given();
     let mut run = prepared(run, &args.calibration, &args.compute, measured, &model, console)?;
@@ -128,7 +121,8 @@ pub(super) fn describe(plan: &Plan) -> String {
     lines.add("linears", format_args!("{linears_in} -> {linears}, other tensors {other}"));
     // A stack has no target: its size is chosen when it is read.
     if settings.rule != Rule::Stack {
-        let keep = after as f64 / before.max(1) as f64;
+        // Rounded up: the same plan fits it.
+        let keep = (1e4 * after as f64 / before.max(1) as f64).ceil() / 1e4;
         lines.add("target", format_args!("--budget {after} = --keep {keep:.4}"));
     }
     if settings.fold {
@@ -138,9 +132,7 @@ pub(super) fn describe(plan: &Plan) -> String {
         lines.add("expected", format_args!("{:.5}", plan.expected_loss()));
     }
     let more = match plan.loss_basis {
-        LossBasis::Assumed => {
-            "; add --text FILE (or --measure) to spend the budget where it counts"
-        }
+        LossBasis::Assumed => "; add --text FILE (or --measure) to learn what counts",
         LossBasis::Nats => ", second order in measured gradients",
         LossBasis::OutputEnergy | LossBasis::WeightEnergy => "",
     };

@@ -16,7 +16,7 @@ use crate::atomic;
 use crate::error::{Error, Result};
 use crate::eval::{Perplexity, perplexity};
 use crate::measure::Measured;
-use crate::paths::keep_out_of;
+use crate::paths::check_output_file;
 use crate::pipeline::StackRecord;
 use crate::plan::LossBasis;
 use crate::settings::format_size;
@@ -59,7 +59,7 @@ pub(super) fn run(args: &Args, budgets: u32, console: &Console) -> Result<()> {
     let basis = record.map(|record| record.loss_basis);
     let plot = args.sweep.plot.as_deref();
     if let Some(file) = plot {
-        keep_out_of(file, model.checkpoint().root())?;
+        check_output_file(file, model.checkpoint().root())?;
         if basis.is_none() && !args.calibration.given() {
             return Err(Error::usage(
                 format!("`{}` has no expected losses to plot", model.checkpoint().root().display()),

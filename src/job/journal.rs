@@ -11,7 +11,7 @@ use super::stored::Record;
 use crate::error::{Error, Result};
 use crate::settings::Method;
 
-const JOURNAL_FILE: &str = "journal.jsonl";
+pub(super) const JOURNAL_FILE: &str = "journal.jsonl";
 
 /// One thing that was finished.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -129,6 +129,11 @@ impl Job {
         Ok(Self { folder: folder.to_owned(), journal, finished, complete, temporary: None })
     }
 
+    /// Whether there is a job in `folder` in which anything was finished.
+    pub fn is_begun(folder: &Path) -> bool {
+        fs::metadata(folder.join(journal::JOURNAL_FILE)).is_ok_and(|file| file.len() > 0)
+    }
+
     /// The folder.
     pub fn folder(&self) -> &Path {
         &self.folder

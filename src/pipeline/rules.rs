@@ -80,7 +80,7 @@ fn reduced(
         return Err(Error::Bug("a rule of one method was asked of several".into()));
     };
     let job = job.ok_or_else(|| {
-        Error::usage("`reduce` ranks singular values of the weights", Remedy::Measure)
+        Error::usage("`reduce` ranks singular values, which headers do not tell", Remedy::Measure)
     })?;
     let analysis = |site: &Site| job.get(&site.name, &pass.method(), run.device());
     let sites = run.model.sites();

@@ -58,6 +58,13 @@ pub struct ModelId {
     pub weight_bytes: u64,
 }
 
+impl fmt::Display for ModelId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { family, fingerprint, weight_bytes } = self;
+        write!(f, "a {family} model of {weight_bytes} bytes with fingerprint {fingerprint}")
+    }
+}
+
 impl ModelId {
     /// Identifies `model`.
     ///
@@ -212,7 +219,7 @@ impl Plan {
     pub(crate) fn check(&self, model: &Model) -> Result<(), String> {
         let found = ModelId::of(model).map_err(|e| e.to_string())?;
         if self.model != found {
-            return Err(format!("it was drawn for model {:?}, this is {found:?}", self.model));
+            return Err(format!("it was drawn for {}, this is {found}", self.model));
         }
         let settled = self.settings.clone().settled().map_err(|e| e.to_string())?;
         if settled != self.settings {
@@ -227,7 +234,8 @@ impl Plan {
             let offer = Offer::of(site, storage, price.expected_loss);
             let follows = PlannedSite::of(site, planned.method.clone(), offer);
             if *planned != follows {
-                return Err(format!("{planned:?} stands where {follows:?} is expected"));
+                let (said, name, bytes) = (&planned.site, &site.name, offer.price.bytes);
+                return Err(format!("`{said}` is not the model's `{name}` of {bytes} bytes"));
             }
         }
         self.check_stack()?;

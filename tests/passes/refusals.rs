@@ -88,7 +88,7 @@ fn a_plan_of_something_else() {
     usage(Run::new(&model, other).unwrap().carrying_out(plan.clone()), "other settings");
     let mut elsewhere = plan.clone();
     elsewhere.model.fingerprint = "0".repeat(64);
-    usage(Run::of_plan(&model, elsewhere), "it was drawn for model");
+    usage(Run::of_plan(&model, elsewhere), "it was drawn for a");
     let mut short = plan.clone();
     short.sites.pop();
     usage(Run::of_plan(&model, short), "sites");
