@@ -22,10 +22,27 @@ pub(crate) fn check_output_file(file: &Path, folder: &Path) -> Result<()> {
         let problem = format!("the folder of `{}` does not exist", file.display());
         return refuse(problem, "make it, or write elsewhere");
     }
-    if file.is_dir() {
-        return refuse(format!("`{}` is a folder", file.display()), "name a file");
+    // A link is replaced, not followed.
+    let there = file.symlink_metadata().map(|found| found.file_type());
+    if there.is_ok_and(|kind| !kind.is_file() && !kind.is_symlink()) {
+        return refuse(format!("`{}` is there and is no file", file.display()), "name a file");
     }
     keep_out_of(file, folder)
+}
+
+/// Refuses a folder for a job that is the output's, or inside it: it would be in the way.
+///
+/// # Errors
+/// [`Error::Usage`].
+pub(crate) fn keep_apart(job: &Path, output: &Path) -> Result<()> {
+    let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    match absolute(job).starts_with(absolute(output)) {
+        false => Ok(()),
+        true => Err(Error::usage(
+            format!("the job `{}` would be in the place of the output", job.display()),
+            "keep it elsewhere",
+        )),
+    }
 }
 
 /// Refuses to write `path` among the files of the model in `folder`.

@@ -131,6 +131,28 @@ fn a_plan_of_a_stack_shows_its_levels() {
     assert!(!shown.contains("--keep") && !shown.contains("dense"), "{shown}");
 }
 
+/// What stands in the place of the plan is no file, or is needed for something else.
+#[cfg(unix)]
+#[test]
+fn a_plan_is_not_written_over_what_is_no_file() {
+    let desk = Desk::with("llama");
+    let plan = |file: &Path| {
+        let command = bantam("plan").arg(&desk.model).args("--keep 0.8 -o").arg(file);
+        command.arg("--job").arg(desk.made().join("job")).run()
+    };
+    let socket = desk.made().join("socket");
+    let _listening = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    plan(&socket).refused(2, &["socket", "is no file"]);
+    plan(&desk.made()).refused(2, &["made", "is no file"]);
+    plan(&desk.made().join("no/plan.json")).refused(2, &["plan.json", "does not exist"]);
+    plan(&desk.made().join("job")).refused(2, &["job", "in the place of the output"]);
+    let inside =
+        desk.measured("compress").args("--keep 0.8 --job").arg(desk.made().join("out/job"));
+    let inside = inside.arg("-o").arg(desk.made().join("out")).run();
+    inside.refused(2, &["job", "in the place of the output"]);
+    assert_eq!(names(&desk.made()), ["socket"]);
+}
+
 #[test]
 fn a_plan_of_another_layout_is_told_so() {
     let desk = Desk::with("llama");
@@ -201,6 +223,12 @@ fn choose(plan: &mut Value, at: usize, rank: Option<u64>) {
 }
 
 /// What the refusal must name, and the edit.
+/// Edits a plan of any size.
+fn roomy(plan: &mut Value, edit: &dyn Fn(&mut Value)) {
+    plan["settings"]["rule"] = json!({ "target": { "budget": 1 << 30 } });
+    edit(plan);
+}
+
 type Edit<'a> = (&'a str, &'a dyn Fn(&mut Value));
 
 #[test]
@@ -228,9 +256,9 @@ fn an_edited_plan_holds_together_or_is_refused() {
         (site, &|p| p["sites"][at]["bytes"] = json!(8)),
         (site, &|p| choose(p, at, Some(0))),
         // Factors of full rank are larger than the matrix: no method offers them.
-        (site, &|p| choose(p, at, Some(32))),
+        (site, &|p| roomy(p, &|p| choose(p, at, Some(32)))),
         // A method without factors, and factors without a method.
-        (site, &|p| choose(p, at, None)),
+        (site, &|p| roomy(p, &|p| choose(p, at, None))),
         (site, &|p| p["sites"][at]["method"] = Value::Null),
         ("", &|p| p["settings"]["methods"] = json!([])),
         ("rank_multiple", &|p| p["settings"]["rank_multiple"] = json!(0)),
@@ -239,6 +267,14 @@ fn an_edited_plan_holds_together_or_is_refused() {
         ("", &|p| p["model"]["weight_bytes"] = json!(1)),
         ("", &|p| p["settings"]["fold"] = json!(true)),
         ("extra", &|p| p["extra"] = json!(1)),
+        ("budget", &|p| p["settings"]["rule"]["target"] = json!({ "budget": 1 })),
+        ("budget", &|p| p["settings"]["rule"]["target"] = json!({ "keep": 0.01 })),
+        ("loss", &|p| p["sites"][at]["expected_loss"] = json!(1e300)),
+        (site, &|p| p["sites"][at]["storage"]["rank"] = json!(1_u64 << 63)),
+        (site, &|p| {
+            let storage = json!({ "kind": "stack", "rank": 1, "levels": 1_u64 << 63 });
+            p["sites"][at]["storage"] = storage;
+        }),
         ("", &|p| drop(p["sites"].as_array_mut().unwrap().pop())),
         ("", &|p| drop(p["tensors"].as_array_mut().unwrap().pop())),
         ("", &|p| p["tensors"].as_array_mut().unwrap().swap(0, 1)),

@@ -411,7 +411,13 @@ fn what_cannot_be_cut_is_refused() {
 fn a_stack_without_its_manifest() {
     let bench = Bench::with("llama");
     let out = bench.made("cut");
-    fs::remove_file(bench.stack.join("bantam.json")).unwrap();
+    let manifest = bench.stack.join("bantam.json");
+    let mut damaged = read_json(&manifest);
+    damaged["plan"]["stack"]["losses"][1] = serde_json::json!(-1e308);
+    fs::write(&manifest, damaged.to_string()).unwrap();
+    let cut = fit(&bench.stack, bench.middle(), &out).run();
+    cut.refused(3, &["bantam.json", "expected loss", "remove it"]);
+    fs::remove_file(&manifest).unwrap();
     let report = fit(&bench.stack, bench.middle(), &out).run().json();
     assert_eq!(report.get("expected_loss"), Some(&Value::Null));
     let fit = &read_json(&out.join("bantam.json"))["fit"];

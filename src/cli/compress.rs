@@ -102,8 +102,8 @@ pub(super) fn run(args: &Args, console: &Console) -> Result<()> {
     }
     let run = prepared(run, &args.calibration, &args.compute, true, &model, console)?;
     let (out, options) = (args.write.output.as_path(), args.write.options());
-    run.check(out, &options)?;
     let mut run = args.job.open(run)?;
+    run.check(out, &options)?;
     let outcome = args.job.explain_failure(run.write(out, &options), console)?;
     console.detail(&describe(&outcome.plan));
     report(&outcome, started.elapsed().as_secs_f64(), args, console)

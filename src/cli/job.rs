@@ -1,13 +1,14 @@
 //! Where a verb keeps what it measures: the job folder that the user names, or one that goes with the
 //! run.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 
 use super::console::Console;
 use crate::error::{Error, ExitCode, Result};
 use crate::job::Job;
+use crate::paths::keep_apart;
 use crate::pipeline::Run;
 
 /// What is kept for the next run.
@@ -33,6 +34,11 @@ impl JobArgs {
             Some(folder) => run.in_job(folder, self.resume),
             None => Ok(run),
         }
+    }
+
+    /// Refuses an output in the place of the job.
+    pub(super) fn keep_apart(&self, output: &Path) -> Result<()> {
+        self.job.as_ref().map_or(Ok(()), |job| keep_apart(job, output))
     }
 
     /// Says what a failed run left in the job folder.

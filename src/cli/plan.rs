@@ -73,6 +73,7 @@ pub(super) fn run(args: &Args, console: &Console) -> Result<()> {
     let run = Run::new(&model, args.settings.settings(args.target.as_ref())?)?;
     if let Some(file) = &args.output {
         check_output_file(file, model.checkpoint().root())?;
+        args.job.keep_apart(file)?;
     }
     let measured = args.measure || args.calibration.given();
     let mut run = prepared(run, &args.calibration, &args.compute, measured, &model, console)?;

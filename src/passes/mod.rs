@@ -39,16 +39,16 @@ pub use lord::Lord;
 pub use low_rank::uniform_rank;
 pub use welore::Welore;
 
-use std::cell::RefCell;
-use std::collections::{BTreeMap, HashMap};
+pub use crate::model::Weights;
 
-use candle_core::{DType, Device, Tensor};
+use std::collections::BTreeMap;
+
+use candle_core::Tensor;
 use serde_json::Value;
 
 use crate::arch::{Piece, Site, Storage};
 use crate::error::{Error, Result};
 use crate::measure::SiteStats;
-use crate::model::{Source, bias, dense_weight};
 use crate::plan::Offer;
 use crate::settings::{Method, Settings};
 
@@ -188,89 +188,6 @@ pub fn passes(settings: &Settings, own: Vec<Box<dyn Pass>>) -> Result<Vec<Box<dy
 
 /// Some of the tensors that hold a linear.
 pub type Pieces = BTreeMap<Piece, Tensor>;
-
-/// Access to the weights of linears; nothing is read before it is asked for.
-#[derive(Debug)]
-pub struct Weights<'a> {
-    source: &'a dyn Source,
-    device: &'a Device,
-    /// Weights that are at hand already, by name.
-    held: HashMap<String, Tensor>,
-    /// The weight that was read last, where it is kept until another is.
-    last: Option<RefCell<Option<(String, Tensor)>>>,
-}
-
-impl<'a> Weights<'a> {
-    /// Reads from `source` onto `device`.
-    pub fn new(source: &'a dyn Source, device: &'a Device) -> Self {
-        Self { source, device, held: HashMap::new(), last: None }
-    }
-
-    /// The same, for somebody who looks at one weight more than once and has room for it.
-    #[must_use]
-    pub fn keeping_last(self) -> Self {
-        Self { last: Some(RefCell::default()), ..self }
-    }
-
-    /// The same, but that these weights `[out, in]`, by name, are not read again.
-    #[must_use]
-    pub fn holding(self, held: HashMap<String, Tensor>) -> Self {
-        Self { held, ..self }
-    }
-
-    /// Whether the weight of `site` is at hand, and is not read when it is asked for.
-    pub fn holds(&self, site: &Site) -> bool {
-        let last = self
-            .last
-            .as_ref()
-            .is_some_and(|last| last.borrow().as_ref().is_some_and(|(name, _)| *name == site.name));
-        last || self.held.contains_key(&site.name)
-    }
-
-    /// Lets go of a weight that was at hand.
-    pub fn forget(&mut self, site: &Site) {
-        self.held.remove(&site.name);
-    }
-
-    /// The weight `[out, in]` f32 of `site`, multiplied out.
-    ///
-    /// # Errors
-    /// A tensor that cannot be read or is not finite.
-    pub fn dense(&self, site: &Site) -> Result<Tensor> {
-        if let Some(weight) = self.held.get(&site.name) {
-            return Ok(weight.to_dtype(DType::F32)?);
-        }
-        let read = || dense_weight(self.source, site, self.device);
-        let Some(last) = &self.last else { return read() };
-        if let Some((name, weight)) = last.borrow().as_ref()
-            && *name == site.name
-        {
-            return Ok(weight.clone());
-        }
-        // The old one goes before the new one comes.
-        last.replace(None);
-        let weight = read()?;
-        last.replace(Some((site.name.clone(), weight.clone())));
-        Ok(weight)
-    }
-
-    /// The same in f64.
-    ///
-    /// # Errors
-    /// As [`dense`](Self::dense).
-    pub fn weight(&self, site: &Site) -> Result<Tensor> {
-        Ok(self.dense(site)?.to_dtype(DType::F64)?)
-    }
-
-    /// The bias `[out]` f64, where the site has one.
-    ///
-    /// # Errors
-    /// As [`weight`](Self::weight).
-    pub fn bias(&self, site: &Site) -> Result<Option<Tensor>> {
-        let bias = bias(self.source, site, self.device)?;
-        Ok(bias.map(|bias| bias.to_dtype(DType::F64)).transpose()?)
-    }
-}
 
 /// The error of a pass that is asked for a storage it does not offer.
 fn cannot_make(pass: &dyn Pass, chosen: Storage) -> Error {

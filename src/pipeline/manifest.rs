@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::job::Job;
 use crate::measure::Calibration;
 use crate::passes::Repairs;
-use crate::plan::{LossBasis, Plan, PlannedStack};
+use crate::plan::{LossBasis, Plan, PlannedStack, is_loss};
 
 /// The version of manifests that is written, and the only one that anything is read from.
 const LAYOUT: u32 = 2;
@@ -105,12 +105,13 @@ impl Manifest {
             let known = value["layout"].as_u64() == Some(LAYOUT.into());
             known.then(|| serde_json::from_value(value)).transpose()
         };
-        read().map_err(|e| Error::InvalidFile {
-            file,
-            problem: e.to_string(),
-            hint: Some("a stack can do without it: remove it".into()),
-        })
+        read().map_err(|e| invalid(model, e.to_string()))
     }
+}
+
+fn invalid(model: &Model, problem: String) -> Error {
+    let file = model.checkpoint().root().join(MANIFEST_FILE);
+    Error::InvalidFile { file, problem, hint: Some("a stack can do without it: remove it".into()) }
 }
 
 /// What the manifest beside a stack knows of it.
@@ -135,6 +136,10 @@ impl StackRecord {
             Some(Self { loss_basis, calibration, levels: stack? })
         };
         let found = fit.and_then(|fit| fit.stack).or_else(|| of_plan(plan?));
+        let losses = found.iter().flat_map(|record| record.levels.losses.iter());
+        if let Some(odd) = losses.copied().find(|loss| !is_loss(*loss)) {
+            return Err(invalid(model, format!("an expected loss of {odd:e} is none")));
+        }
         // Of another stack it says nothing of this one.
         let fits = |record: &Self| {
             record.levels.order == order && record.levels.losses.len() == order.len()

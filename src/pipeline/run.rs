@@ -15,7 +15,7 @@ use crate::error::{Error, Remedy, Result};
 use crate::job::{Identity, Job};
 use crate::measure::{Compute, Cut, Footprint, Measured, Reading, TextWindows};
 use crate::passes::{Needs, Pass, Repairs, passes};
-use crate::paths::{existing_parent, keep_out_of};
+use crate::paths::{existing_parent, keep_apart, keep_out_of};
 use crate::plan::Plan;
 use crate::progress::{Progress, Silent};
 use crate::settings::{Method, Rule, Settings};
@@ -201,6 +201,9 @@ impl<'a> Run<'a> {
     /// [`Error::Usage`], [`Error::BudgetTooSmall`], [`Error::Output`].
     pub fn check(&self, out: &Path, options: &WriteOptions) -> Result<()> {
         self.require_text()?;
+        if let Some((folder, _)) = &self.kept_in {
+            keep_apart(folder, out)?;
+        }
         let tensors = match (&self.drawn, self.settings.rule) {
             (Some(plan), _) => plan.tensors.clone(),
             // This rule has no size to miss, and ranks nothing without the weights.

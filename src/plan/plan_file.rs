@@ -12,7 +12,7 @@ use crate::arch::{Model, Role, Site, Storage};
 use crate::checkpoint::TensorSpec;
 use crate::error::{Error, Remedy, Result};
 use crate::measure::{Calibration, Footprint};
-use crate::settings::{Method, Settings};
+use crate::settings::{Method, Rule, Settings};
 
 /// The version of plan files that is written, and the only one that is read.
 const LAYOUT: u32 = 2;
@@ -112,6 +112,11 @@ pub struct PlannedStack {
     pub order: Vec<usize>,
     /// Expected loss once the level is there, all before it being there, in the plan's unit.
     pub losses: Vec<f64>,
+}
+
+/// Whether a number from a file can be an expected loss: sums and differences of such stay finite.
+pub(crate) fn is_loss(number: f64) -> bool {
+    number.abs() < 1e100
 }
 
 /// The choice for one site.
@@ -231,6 +236,10 @@ impl Plan {
         }
         for (site, planned) in model.sites().iter().zip(&self.sites) {
             let Offer { storage, price } = planned.offer;
+            let most = site.out_features.min(site.in_features);
+            if storage.rank() > most || storage.levels() > Settings::MOST_LEVELS {
+                return Err(format!("`{}` cannot become {storage}", site.name));
+            }
             let offer = Offer::of(site, storage, price.expected_loss);
             let follows = PlannedSite::of(site, planned.method.clone(), offer);
             if *planned != follows {
@@ -247,6 +256,12 @@ impl Plan {
         if bytes != self.weight_bytes {
             return Err(format!("its tensors have {bytes} bytes, not {}", self.weight_bytes));
         }
+        if let Rule::Target(target) = self.settings.rule {
+            let budget = target.bytes(self.model.weight_bytes);
+            if bytes > budget && !self.settings.fold {
+                return Err(format!("its {bytes} bytes exceed its budget of {budget}"));
+            }
+        }
         Ok(())
     }
 
@@ -257,6 +272,11 @@ impl Plan {
         let losses = self.stack.as_ref().map_or(0, |stack| stack.losses.len());
         if losses != order.len() {
             return Err(format!("its stack has {} levels and {losses} losses", order.len()));
+        }
+        let losses = self.stack.iter().flat_map(|stack| stack.losses.iter().copied());
+        let all = self.sites.iter().map(|site| site.offer.price.expected_loss).chain(losses);
+        if let Some(odd) = all.into_iter().find(|loss| !is_loss(*loss)) {
+            return Err(format!("an expected loss of {odd:e} is none"));
         }
         for &site in order {
             *named.get_mut(site).ok_or_else(|| format!("its order names linear {site}"))? += 1;

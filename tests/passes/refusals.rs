@@ -99,9 +99,8 @@ fn a_plan_of_something_else() {
     let low_rank = |rank| Storage::LowRank { rank };
     let lord = Some(Method::LORD);
     for (site, method, storage) in [
-        (at, lord.clone(), low_rank(plan.sites[at].offer.storage.rank() + 1)),
+        (at, lord.clone(), low_rank(plan.sites[at].offer.storage.rank() - 1)),
         (at, None, low_rank(2)),
-        (at, lord.clone(), Storage::Dense),
         (at, Some(Method::WELORE), low_rank(2)),
         (head, lord, low_rank(2)),
     ] {
