@@ -422,6 +422,11 @@ fn a_stack_without_its_manifest() {
     assert_eq!(report.get("expected_loss"), Some(&Value::Null));
     let fit = &read_json(&out.join("bantam.json"))["fit"];
     assert_eq!(fit.get("expected_loss"), Some(&Value::Null));
+    // A prefix of it still knows the first stack.
+    let again = bench.made("again");
+    let report = self::fit(&out, bench.ends().0, &again).run().json();
+    assert_eq!(report["weight_bytes_out"], bench.ends().0);
+    assert_eq!(read_json(&again.join("bantam.json"))["fit"]["whole"], fit["whole"]);
     let sweep = || bantam("plan").arg(&bench.stack).args("--sweep 3");
     let found = sweep().arg("--json").run().json();
     assert_eq!(found["budgets"][1].get("expected_loss"), Some(&Value::Null));

@@ -48,8 +48,9 @@ pub fn cut(
 ) -> Result<Fitted> {
     let levels_in = model.require_stack()?.levels().len();
     let bytes_in = model.weight_bytes();
-    let record = StackRecord::read(&model)?;
-    let whole = whole(&model, record.is_some())?;
+    let manifest = Manifest::read(&model)?;
+    let record = StackRecord::of(manifest.as_ref(), &model)?;
+    let whole = whole(&model, manifest, record.is_some())?;
     let model = model.prefix(budget)?;
     for site in model.sites().iter().filter(|site| site.storage.is_stack()) {
         stack_scale(model.checkpoint(), site)?;
@@ -73,16 +74,19 @@ pub fn cut(
     Ok(Fitted { written, prefix_bytes, levels, linears, bytes_in, levels_in, expected_loss })
 }
 
-/// The stack that `model` is a prefix of: a prefix of a prefix is one of the first, and the same one. It
-/// says so beside it, unless that manifest is of something else.
-fn whole(model: &Model, own_manifest: bool) -> Result<WholeStack> {
-    let manifest = if own_manifest { Manifest::read(model)? } else { None };
-    if let Some(fit) = manifest.and_then(|manifest| manifest.fit) {
-        return Ok(fit.whole);
+/// The stack that `model` is a prefix of: a prefix of a prefix is one of the first, and the same one. The
+/// `manifest` beside it says so, unless it is of something else; `recorded`: whether it knows its losses.
+fn whole(model: &Model, manifest: Option<Manifest>, recorded: bool) -> Result<WholeStack> {
+    let (weight_bytes, levels) = (model.weight_bytes(), model.require_stack()?.levels().len());
+    let own = |fit: &Fit| {
+        let same = fit.prefix_bytes == weight_bytes && fit.levels == levels;
+        same && fit.stack.is_some() == recorded
+    };
+    match manifest.and_then(|manifest| manifest.fit).filter(own) {
+        Some(fit) => Ok(fit.whole),
+        None => {
+            let fingerprint = model.checkpoint().fingerprint()?;
+            Ok(WholeStack { fingerprint, weight_bytes, levels })
+        }
     }
-    Ok(WholeStack {
-        fingerprint: model.checkpoint().fingerprint()?,
-        weight_bytes: model.weight_bytes(),
-        levels: model.require_stack()?.levels().len(),
-    })
 }

@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::job::Job;
 use crate::measure::Calibration;
 use crate::passes::Repairs;
-use crate::plan::{LossBasis, Plan, PlannedStack, is_loss};
+use crate::plan::{LossBasis, Plan, PlannedStack, check_losses};
 
 /// The version of manifests that is written, and the only one that anything is read from.
 const LAYOUT: u32 = 2;
@@ -129,17 +129,22 @@ impl StackRecord {
     /// # Errors
     /// [`Error::InvalidFile`] where it is not JSON; [`Error::Usage`] where the model is no stack.
     pub fn read(model: &Model) -> Result<Option<Self>> {
+        Self::of(Manifest::read(model)?.as_ref(), model)
+    }
+
+    /// What `manifest`, which stands beside the stack `model`, says of it.
+    pub(super) fn of(manifest: Option<&Manifest>, model: &Model) -> Result<Option<Self>> {
         let order = model.require_stack()?.sites();
-        let Some(Manifest { plan, fit, .. }) = Manifest::read(model)? else { return Ok(None) };
-        let of_plan = |plan: Plan| {
+        let Some(Manifest { plan, fit, .. }) = manifest else { return Ok(None) };
+        let of_plan = |plan: &Plan| {
             let Plan { loss_basis, calibration, stack, .. } = plan;
-            Some(Self { loss_basis, calibration, levels: stack? })
+            let (loss_basis, calibration) = (*loss_basis, calibration.clone());
+            Some(Self { loss_basis, calibration, levels: stack.clone()? })
         };
-        let found = fit.and_then(|fit| fit.stack).or_else(|| of_plan(plan?));
-        let losses = found.iter().flat_map(|record| record.levels.losses.iter());
-        if let Some(odd) = losses.copied().find(|loss| !is_loss(*loss)) {
-            return Err(invalid(model, format!("an expected loss of {odd:e} is none")));
-        }
+        let of_fit = fit.as_ref().and_then(|fit| fit.stack.clone());
+        let found = of_fit.or_else(|| of_plan(plan.as_ref()?));
+        let losses = found.iter().flat_map(|record| record.levels.losses.iter().copied());
+        check_losses(losses).map_err(|problem| invalid(model, problem))?;
         // Of another stack it says nothing of this one.
         let fits = |record: &Self| {
             record.levels.order == order && record.levels.losses.len() == order.len()

@@ -24,5 +24,5 @@ pub use allocator::{Allocation, allocate};
 pub(crate) use level_order::{LevelLosses, order_levels};
 pub use offer::{Offer, Price, efficient};
 pub(crate) use output::{Origin, Output, Written};
-pub(crate) use plan_file::is_loss;
+pub(crate) use plan_file::check_losses;
 pub use plan_file::{LossBasis, ModelId, Plan, PlannedSite, PlannedStack};

@@ -114,9 +114,11 @@ pub struct PlannedStack {
     pub losses: Vec<f64>,
 }
 
-/// Whether a number from a file can be an expected loss: sums and differences of such stay finite.
-pub(crate) fn is_loss(number: f64) -> bool {
-    number.abs() < 1e100
+/// Refuses numbers from a file that cannot be expected losses: sums and differences of such stay finite.
+pub(crate) fn check_losses(mut losses: impl Iterator<Item = f64>) -> Result<(), String> {
+    let is_loss = |loss: &f64| loss.abs() < 1e100;
+    let odd = losses.find(|loss| !is_loss(loss));
+    odd.map_or(Ok(()), |odd| Err(format!("an expected loss of {odd:e} is none")))
 }
 
 /// The choice for one site.
@@ -247,6 +249,7 @@ impl Plan {
                 return Err(format!("`{said}` is not the model's `{name}` of {bytes} bytes"));
             }
         }
+        check_losses(self.sites.iter().map(|site| site.offer.price.expected_loss))?;
         self.check_stack()?;
         let tensors = self.output(model).specs();
         if tensors != self.tensors {
@@ -265,19 +268,16 @@ impl Plan {
         Ok(())
     }
 
-    /// The order must name every level of every stack once.
+    /// The order must name every level of every stack once, each with a loss.
     fn check_stack(&self) -> Result<(), String> {
-        let order = self.stack.as_ref().map_or(&[][..], |stack| &stack.order);
+        let (order, losses) =
+            self.stack.as_ref().map_or((&[][..], &[][..]), |stack| (&stack.order, &stack.losses));
         let mut named = vec![0; self.sites.len()];
-        let losses = self.stack.as_ref().map_or(0, |stack| stack.losses.len());
-        if losses != order.len() {
-            return Err(format!("its stack has {} levels and {losses} losses", order.len()));
+        if losses.len() != order.len() {
+            let (levels, losses) = (order.len(), losses.len());
+            return Err(format!("its stack has {levels} levels and {losses} losses"));
         }
-        let losses = self.stack.iter().flat_map(|stack| stack.losses.iter().copied());
-        let all = self.sites.iter().map(|site| site.offer.price.expected_loss).chain(losses);
-        if let Some(odd) = all.into_iter().find(|loss| !is_loss(*loss)) {
-            return Err(format!("an expected loss of {odd:e} is none"));
-        }
+        check_losses(losses.iter().copied())?;
         for &site in order {
             *named.get_mut(site).ok_or_else(|| format!("its order names linear {site}"))? += 1;
         }
