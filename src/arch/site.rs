@@ -198,9 +198,13 @@ impl Site {
 
     /// The checkpoint's tensors that hold this site, alone or with others: what each is, and its name.
     pub fn stored_in(&self) -> Vec<(Piece, String)> {
-        let module = self.fused().map_or(&self.name, |part| &part.module);
-        let named = |piece: Piece| (piece, piece.name_in(module));
+        let named = |piece: Piece| (piece, self.name_of(piece));
         self.pieces(self.storage).into_iter().map(named).collect()
+    }
+
+    /// The name of the tensor that holds a piece of this site, alone or with those of others.
+    pub fn name_of(&self, piece: Piece) -> String {
+        piece.name_in(self.fused().map_or(&self.name, |part| &part.module))
     }
 
     /// Bytes of this site as the checkpoint stores it, bias included.

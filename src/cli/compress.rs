@@ -93,13 +93,14 @@ pub(super) fn run(args: &Args, console: &Console) -> Result<()> {
     let model = args.model.open()?;
     let run = match &args.plan {
         Some(file) => {
-            Run::of_plan(&model, Plan::read(file, &model)?).map_err(|e| e.in_file(file))?
+            let plan = Plan::read(file, &model)?;
+            if plan.loss_basis == LossBasis::Assumed {
+                console.note("the plan was drawn from headers: its choices are by shape alone");
+            }
+            Run::of_plan(&model, plan).map_err(|e| e.in_file(file))?
         }
         None => Run::new(&model, args.settings.settings(args.target.as_ref())?)?,
     };
-    if args.plan.is_some() && run.plan().is_ok_and(|plan| plan.loss_basis == LossBasis::Assumed) {
-        console.note("the plan was drawn from headers: its choices are by shape alone");
-    }
     let run = prepared(run, &args.calibration, &args.compute, true, &model, console)?;
     let (out, options) = (args.write.output.as_path(), args.write.options());
     let mut run = args.job.open(run)?;

@@ -40,11 +40,7 @@ impl<'a> Weights<'a> {
 
     /// Whether the weight of `site` is at hand, and is not read when it is asked for.
     pub fn holds(&self, site: &Site) -> bool {
-        let last = self
-            .last
-            .as_ref()
-            .is_some_and(|last| last.borrow().as_ref().is_some_and(|(name, _)| *name == site.name));
-        last || self.held.contains_key(&site.name)
+        self.at_hand(site).is_some()
     }
 
     /// Lets go of a weight that was at hand.
@@ -57,21 +53,22 @@ impl<'a> Weights<'a> {
     /// # Errors
     /// A tensor that cannot be read or is not finite.
     pub fn dense(&self, site: &Site) -> Result<Tensor> {
-        if let Some(weight) = self.held.get(&site.name) {
+        if let Some(weight) = self.at_hand(site) {
             return Ok(weight.to_dtype(DType::F32)?);
         }
         let read = || dense_weight(self.source, site, self.device);
         let Some(last) = &self.last else { return read() };
-        if let Some((name, weight)) = last.borrow().as_ref()
-            && *name == site.name
-        {
-            return Ok(weight.clone());
-        }
         // The old one goes before the new one comes.
         last.replace(None);
         let weight = read()?;
         last.replace(Some((site.name.clone(), weight.clone())));
         Ok(weight)
+    }
+
+    fn at_hand(&self, site: &Site) -> Option<Tensor> {
+        let last = self.last.as_ref().and_then(|last| last.borrow().clone());
+        let last = last.filter(|(name, _)| *name == site.name).map(|(_, weight)| weight);
+        self.held.get(&site.name).cloned().or(last)
     }
 
     /// The same in f64.

@@ -56,6 +56,7 @@ impl<'a> Stored<'a> {
         }
         Self { tensor, dtype, shape, bytes, part }
     }
+
     /// Checks that every value is finite.
     ///
     /// # Errors
@@ -86,16 +87,14 @@ impl<'a> Stored<'a> {
 
 impl Source for Checkpoint {
     fn stored(&self, site: &Site, piece: Piece) -> Result<Stored<'_>> {
-        let module = site.fused().map_or(&site.name, |part| &part.module);
-        let tensor = piece.name_in(module);
+        let tensor = site.name_of(piece);
         let info = self.require(&tensor)?;
         let (shape, bytes) = (info.shape.clone(), Cow::Borrowed(self.bytes(info)?));
         Ok(Stored::of_site(site, tensor, info.dtype, shape, bytes))
     }
 
     fn release(&self, site: &Site, piece: Piece) {
-        let module = site.fused().map_or(&site.name, |part| &part.module);
-        if let Some(info) = self.get(&piece.name_in(module)) {
+        if let Some(info) = self.get(&site.name_of(piece)) {
             // The values are elsewhere by now; mapped pages would only add to what the process seems
             // to hold.
             Checkpoint::release(self, info);

@@ -61,14 +61,6 @@ pub struct Needs {
     pub moments: bool,
 }
 
-impl Needs {
-    /// What two passes need together.
-    #[must_use]
-    pub fn and(self, other: Self) -> Self {
-        Self { text: self.text || other.text, moments: self.moments || other.moments }
-    }
-}
-
 /// A compression method.
 pub trait Pass: Sync {
     /// Its name on the command line and in plans.

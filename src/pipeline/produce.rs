@@ -261,8 +261,7 @@ impl<'a> Preview<'a> {
 
 impl Source for Preview<'_> {
     fn stored(&self, site: &Site, piece: Piece) -> Result<Stored<'_>> {
-        let module = site.fused().map_or(&site.name, |part| &part.module);
-        let name = piece.name_in(module);
+        let name = site.name_of(piece);
         let missing = || Error::Bug(format!("`{name}` is no tensor of the output"));
         let tensor = self.tensors.get(&name).ok_or_else(missing)?;
         let bytes = match lock(&self.producer).data(tensor)? {

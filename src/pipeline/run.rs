@@ -14,7 +14,7 @@ use crate::checkpoint::{ModelWriter, TensorInfo, WriteOptions, WrittenModel};
 use crate::error::{Error, Remedy, Result};
 use crate::job::{Identity, Job};
 use crate::measure::{Compute, Cut, Footprint, Measured, Reading, TextWindows};
-use crate::passes::{Needs, Pass, Repairs, passes};
+use crate::passes::{Pass, Repairs, passes};
 use crate::paths::{existing_parent, keep_apart, keep_out_of};
 use crate::plan::Plan;
 use crate::progress::{Progress, Silent};
@@ -296,7 +296,8 @@ impl<'a> Run<'a> {
     pub(super) fn footprint(&self) -> Footprint {
         let text = self.text.as_ref();
         let (windows, window) = self.expected;
-        let reading = (text.is_some() || self.needs().text).then(|| Reading {
+        let reads = text.is_some() || self.passes.iter().any(|pass| pass.needs().text);
+        let reading = reads.then(|| Reading {
             windows,
             window,
             text_bytes: text.map_or(0, TextWindows::text_bytes),
@@ -308,11 +309,6 @@ impl<'a> Run<'a> {
     /// Where tensors live.
     pub(super) fn device(&self) -> &Device {
         self.compute.device()
-    }
-
-    /// What all passes need together.
-    pub(super) fn needs(&self) -> Needs {
-        self.passes.iter().fold(Needs::default(), |needs, pass| needs.and(pass.needs()))
     }
 
     /// Whether the second moments of `site` are of use to a pass that takes it.
